@@ -32,6 +32,7 @@ from tests.support.qdrant_servers import found_or_started, single_server
 
 if TYPE_CHECKING:
     from tests.support.object_storage import Storage
+    from tests.support.ray_clusters import RayCluster
 
 # Contracts are tests in support modules: their assertions shall tell values too.
 pytest.register_assert_rewrite("tests.support.store_contract", "tests.support.filter_contract")
@@ -58,6 +59,8 @@ def pytest_configure() -> None:
 
 # Files that take longest. Processes are given files in their order: a long one at the end is waited for by all others.
 LONGEST = (
+    "tests/connector/executors/test_ray_executor.py",
+    "tests/connector/executors/test_ray_connection.py",
     "tests/test_readme.py",
     "tests/connector/demo/test_demo.py",
     "tests/test_bench.py",
@@ -79,6 +82,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
+
+@pytest.fixture(scope="session")
+def ray_machines() -> "Iterator[RayCluster]":
+    """A head without CPUs and two machines of one CPU; whoever removes one adds one."""
+    from tests.support.ray_clusters import ray_cluster  # imports Ray, which takes a second
+
+    with ray_cluster(machines=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -41,8 +41,8 @@ class Failure:
     attempts: int
 
     def __str__(self) -> str:
-        where = f" on {self.node}" if self.node else ""
-        return f"failed {counted(self.attempts, 'time')}, at last{where}: {self.kind}: {self.message}"
+        where = f", at last on {self.node}" if self.node else ""
+        return f"failed {counted(self.attempts, 'time')}{where}: {self.kind}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Executor(Protocol):
         Args:
             factory: called once a worker. Arrays in it are read-only in other processes, and shared by those of one
                 machine.
-            tasks: what is to be done.
+            tasks: what is to be done. `str` of one names it in messages.
 
         Raises:
             ModalignError: one of `CONCERNS_JOB`, from the factory or from any task.

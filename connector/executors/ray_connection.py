@@ -5,21 +5,27 @@ import os
 import shutil
 import socket
 import sysconfig
+import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 import ray._private.worker
+import ray.util.client
 
 from connector.errors import ConnectorError, ExecutorError, MismatchError, SettingsError
 from connector.executors.placement import Placement
+from connector.executors.ray_failures import CLUSTER_LOST, cluster_lost, one_line
 
 _log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0  # for a cluster's host to answer at all
+HEAD_SECONDS = 5.0  # between two tries of a cluster's head, and for its answer
+LOST_SECONDS = 40.0  # until a head that does not answer is lost
 # Ray's own words go to its files. Its driver reports no usage.
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
@@ -61,6 +67,55 @@ def connected(placement: Placement, modules: Iterable[str] = ()) -> Iterator[Non
         ray._private.worker._worker_logs_enabled = printing
 
 
+class Head:
+    """The head of a cluster.
+
+    Ray ends the whole process when the head has not answered for a minute, so whether it does is found out here before.
+    A client of ray:// is told by Ray itself.
+
+    Args:
+        address: `HOST:PORT`; empty: nothing is tried.
+        every: seconds between two tries.
+        patience: seconds until a head that does not answer is lost.
+
+    Attributes:
+        answers: whether it did when it was last tried.
+    """
+
+    def __init__(self, address: str, *, every: float = HEAD_SECONDS, patience: float = LOST_SECONDS) -> None:
+        self.answers = True
+        self._address = _host_and_port(address)
+        self._every = every
+        self._patience = patience
+        self._tried_at = time.monotonic()
+
+    @classmethod
+    def of_this_connection(cls) -> Self:
+        """Return the head of the cluster that this process is connected to."""
+        return cls("" if ray.util.client.ray.is_connected() else ray.get_runtime_context().gcs_address)
+
+    def raise_if_lost(self) -> None:
+        """Try it now and then, and wait for it for a while.
+
+        Raises:
+            ExecutorError: it does not answer any more.
+        """
+        if self._address is None or time.monotonic() - self._tried_at < self._every:
+            return
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                socket.create_connection(self._address, HEAD_SECONDS).close()
+            except OSError as error:
+                self.answers = False
+                if time.monotonic() > deadline:
+                    raise cluster_lost(error) from error
+                time.sleep(min(1.0, self._patience / 4))
+            else:
+                self.answers, self._tried_at = True, time.monotonic()
+                return
+
+
 @contextmanager
 def _own_processes(count: int) -> Iterator[None]:
     with _environment({"RAY_USAGE_STATS_ENABLED": "0"}), _named_errors("--on local"):
@@ -80,11 +135,18 @@ def _cluster(placement: Placement, modules: Iterable[str]) -> Iterator[None]:
     runtime_env = {"py_modules": files} if files else None
     address = placement.on if placement.address else "auto"
     with _named_errors(where):
-        ray.init(address=address, runtime_env=runtime_env, **QUIET)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of them becomes an error
+            ray.init(address=address, runtime_env=runtime_env, **QUIET)
+        lost = False
         try:
             yield
+        except ExecutorError as error:
+            lost = error.code == CLUSTER_LOST
+            raise
         finally:
-            ray.shutdown()
+            if not lost:  # Ray would wait for the cluster
+                ray.shutdown()
 
 
 @contextmanager
@@ -103,7 +165,11 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _recorded_address() -> tuple[str, int] | None:
     """Return the address that the environment of a cluster's machine names, if it does."""
-    host, colon, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    return _host_and_port(os.environ.get("RAY_ADDRESS", ""))
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    host, colon, port = address.rpartition(":")
     return (host.strip("[]"), int(port)) if colon and port.isdigit() and "/" not in host else None
 
 
@@ -118,7 +184,7 @@ def _raise_if_unreachable(where: str, address: tuple[str, int] | None) -> None:
 
 
 def _unreachable(where: str, error: BaseException) -> ExecutorError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(str(error).strip().rpartition("\n")[2]) or type(error).__name__  # it may end a traceback
     return ExecutorError(
         f"{where}: no Ray cluster answers: {reason}; expected one that runs. A cluster's head answers ray:// on port "
         "10001 unless it was started otherwise; auto is for a machine of the cluster; --on local needs none",

@@ -20,6 +20,7 @@ from connector.errors import ExecutorError, OutOfResourcesError
 from connector.executors import ray_worker
 from connector.executors.contract import ATTEMPTS, Executor, Factory, Failure, Outcome, P, T
 from connector.executors.placement import Placement
+from connector.executors.ray_connection import Head
 from connector.executors.ray_failures import (
     RUN_AGAIN,
     job_error,
@@ -121,6 +122,7 @@ class _Job(Generic[T, P]):
         self._queue: deque[_Attempted[T]] = deque()
         self._hired: list[_Hired[T]] = []
         self._room = Room(placement)
+        self._head = Head.of_this_connection()
         self._failed_starts = 0
         self._said: set[tuple[str, str]] = set()
         self._began = self._enough_at = time.monotonic()
@@ -134,6 +136,7 @@ class _Job(Generic[T, P]):
     def outcomes(self) -> Iterator[Outcome[T, P]]:
         """Do the tasks."""
         while True:
+            self._head.raise_if_lost()
             self._hire()
             self._give()
             answers = {hired.next_answer: hired for hired in self._hired if hired.next_answer is not None}
@@ -149,8 +152,9 @@ class _Job(Generic[T, P]):
 
     def close(self) -> None:
         """End the actors."""
-        for hired in self._hired:
-            hired.end()
+        if self._head.answers and ray.is_initialized():  # Ray would wait for it, or for another cluster
+            for hired in self._hired:
+                hired.end()
         self._hired = []
 
     def _hire(self) -> None:

@@ -14,6 +14,7 @@ from connector.executors.contract import CONCERNS_JOB
 from connector.executors.ray_worker import versions
 
 RUN_AGAIN = "what is done is kept, so run the same command again"
+CLUSTER_LOST = "cluster-lost"
 LONGEST_REASON = 300  # characters
 
 _DEATH = re.compile(r"The actor (?:is dead|died) because (.+?)(?= Worker exit type| Node Id| the actor's node|$)")
@@ -27,10 +28,14 @@ def lost_cluster_is_named() -> Iterator[None]:
     except ConnectorError:
         raise
     except (ConnectionError, RaySystemError) as error:
-        reason = one_line(error)
-        raise ExecutorError(
-            f"the Ray cluster does not answer any more: {reason}; {RUN_AGAIN} when it does", code="cluster-lost"
-        ) from error
+        raise cluster_lost(error) from error
+
+
+def cluster_lost(error: BaseException) -> ExecutorError:
+    """Return the error that says that the cluster does not answer any more."""
+    return ExecutorError(
+        f"the Ray cluster does not answer any more: {one_line(error)}; {RUN_AGAIN} when it does", code=CLUSTER_LOST
+    )
 
 
 def one_line(error: object) -> str:

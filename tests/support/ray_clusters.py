@@ -1,8 +1,10 @@
 """Clusters of Ray on this machine, of logical CPUs, without its dashboard."""
 
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ray.cluster_utils import Cluster
 
@@ -16,9 +18,29 @@ HEALTH_CHECKS = {
 }
 
 
+@dataclass(frozen=True)
+class RayCluster:
+    """A cluster that runs.
+
+    Attributes:
+        machines: adds and removes some.
+        from_outside: the value of `--on` for a client of it.
+        environment: variables of its own machines, where `--on auto` finds it.
+    """
+
+    machines: Cluster
+    from_outside: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"RAY_ADDRESS": self.machines.address}
+
+
 @contextmanager
-def ray_cluster(machines: int, **head: object) -> Iterator[Cluster]:
+def ray_cluster(machines: int) -> Iterator[RayCluster]:
     """Start a head without CPUs and `machines` of one CPU each; end all of their processes with the block."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own
         cluster = Cluster(
@@ -27,14 +49,14 @@ def ray_cluster(machines: int, **head: object) -> Iterator[Cluster]:
                 "num_cpus": 0,
                 "object_store_memory": STORE_BYTES,
                 "include_dashboard": False,
+                "ray_client_server_port": port,
                 "_system_config": HEALTH_CHECKS,
-                **head,
             },
         )
         try:
             for _ in range(machines):
                 cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, wait=False)
             cluster.wait_for_nodes()
-            yield cluster
+            yield RayCluster(cluster, f"ray://127.0.0.1:{port}")
         finally:
             cluster.shutdown()

@@ -20,17 +20,19 @@ from connector.executors.opening import open_executor
 from connector.executors.placement import Placement
 from connector.executors.ray_executor import IN_FLIGHT, RayExecutor
 from tests.support.errors import raises
-from tests.support.ray_clusters import STORE_BYTES, ray_cluster
+from tests.support.ray_clusters import STORE_BYTES, RayCluster
 
 Work = Callable[[int], Iterator[tuple[int, int]]]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with ray_cluster(machines=2) as cluster, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_ADDRESS", cluster.address)
+def cluster(ray_machines: RayCluster) -> Iterator[Cluster]:
+    """The cluster of all tests, and this process connected to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_machines.environment.items():
+            patch.setenv(name, value)
         with open_executor("auto"):
-            yield cluster
+            yield ray_machines.machines
 
 
 @dataclass(frozen=True)
