@@ -143,6 +143,9 @@ class Unit:
     lines: int = 0
     listing: "tuple[Listed, ...]" = ()
 
+    def __str__(self) -> str:
+        return self.name
+
     def check(self) -> None:
         """Raise a `CorpusChangedError` if a file is another one now: other rows may be at its places."""
         for file in self.files:

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0  # for a cluster's host to answer at all
 HEAD_SECONDS = 5.0  # between two tries of a cluster's head, and for its answer
+OF_MODALIGN = ("alignment", "connector")  # which every worker has, and which may be no installed files here
 LOST_SECONDS = 40.0  # until a head that does not answer is lost
 # Ray's own words go to its files. Its driver reports no usage.
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -217,6 +218,8 @@ def _named_errors(where: str) -> Iterator[None]:
 
 def _own_file(module: str) -> Path | None:
     """Return the file or directory of a top-level module that no package installed; None: workers have their own."""
+    if module in OF_MODALIGN:
+        return None
     try:
         spec = find_spec(module)
     except ValueError:

@@ -37,7 +37,9 @@ _log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # tasks a worker: one that it does, and one to go on with while the driver is busy
 TICK_SECONDS = 1.0
-SAY_SECONDS = 10.0  # until it is said that fewer workers than asked for have started
+# Until it is said that fewer workers than asked for have started: where there is no room for all, and where there is.
+SAY_SECONDS = 10.0
+SAY_SLOW_SECONDS = 60.0
 PATIENCE_SECONDS = 600.0  # a cluster may take minutes to add machines
 FAILED_STARTS = 3  # in a row, while no worker lives
 
@@ -258,7 +260,9 @@ class _Job(Generic[T, P]):
                 f"--gpus-per-worker, or add machines; {RUN_AGAIN}",
                 code="no-workers",
             )
-        if started < len(self._hired) and not self._said_fewer and now - self._began > SAY_SECONDS:
+        if started == len(self._hired) or self._said_fewer:
+            return
+        if now - self._began > (SAY_SLOW_SECONDS if self._room.fits() >= len(self._hired) else SAY_SECONDS):
             self._said_fewer = True
             _log.warning(
                 "%s of %d have started, each with %s; %s. Others join when there is room",

@@ -32,7 +32,7 @@ class Asking:
 
 
 def main(on: str, module: str | None = None) -> None:
-    modules = [module, "numpy"] if module else []
+    modules = [module, "numpy", "connector"] if module else []
     try:
         with open_executor(on, modules=modules) as executor:
             for outcome in executor.map(Asking(module), range(4 if module else 1_000_000)):

@@ -258,7 +258,7 @@ class TestRoom:
         ("placement", "values"),
         [
             (Placement.parse("auto", gpus_per_worker=1), ["1 GPU", "0 GPU"]),
-            (Placement.parse("auto", workers="3:3"), ["2 workers", "at least 3"]),
+            (Placement.parse("auto", workers="3:3"), ["at least 3", "2 CPU"]),
         ],
     )
     def test_fewer_workers_than_the_least_are_an_error_after_a_while(
