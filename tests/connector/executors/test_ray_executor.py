@@ -45,6 +45,7 @@ class Working:
         dies_once: tasks that kill their worker at the first attempt.
         fails: tasks that raise an `OSError` each time.
         seconds: that a task takes.
+        waits_for: how many workers have to have been made before a task from `since` on ends.
     """
 
     directory: Path
@@ -52,6 +53,8 @@ class Working:
     dies_once: tuple[int, ...] = ()
     fails: tuple[int, ...] = ()
     seconds: float = 0.0
+    waits_for: int = 0
+    since: int = 0
 
     def __call__(self) -> Work:
         (self.directory / f"worker-{os.getpid()}-{time.monotonic_ns()}").touch()
@@ -65,6 +68,10 @@ class Working:
         if task in self.fails:
             raise OSError("the disk\nis gone")
         time.sleep(self.seconds)
+        deadline = time.monotonic() + 60
+        while task >= self.since and len(list(self.directory.glob("worker-*"))) < self.waits_for:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         yield task, os.getpid()
 
     def attempts(self, task: int) -> int:
@@ -89,7 +96,7 @@ class TestWork:
     def test_each_worker_is_made_once_and_each_task_done_once_by_machines_beside_a_head_without_cpus(
         self, tmp_path: Path
     ) -> None:
-        factory = Working(tmp_path, seconds=0.1)
+        factory = Working(tmp_path, waits_for=2)
         processes = results(RayExecutor(Placement("auto")).map(factory, range(8)))
         assert sorted(processes) == list(range(8))
         made = Counter(int(path.name.split("-")[1]) for path in tmp_path.glob("worker-*"))
@@ -271,8 +278,9 @@ class TestRoom:
         self, cluster: Cluster, tmp_path: Path
     ) -> None:
         lost = next(node for node in cluster.worker_nodes)
-        outcomes = RayExecutor(Placement("auto", max_workers=2)).map(Working(tmp_path, seconds=0.3), range(20))
-        first = [next(outcomes) for _ in range(4)]
+        factory = Working(tmp_path, waits_for=3, since=10)
+        outcomes = RayExecutor(Placement("auto", max_workers=2)).map(factory, range(20))
+        first = [next(outcomes) for _ in range(2)]
         cluster.remove_node(lost, allow_graceful=False)
         cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
         processes = results(iter([*first, *outcomes]))
