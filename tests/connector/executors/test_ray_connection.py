@@ -19,7 +19,7 @@ from connector.executors.ray_connection import Head
 from tests.support.errors import raises
 from tests.support.ray_clusters import RayCluster
 
-SECONDS = 60
+SECONDS = 180  # on a busy machine
 
 
 class Forwarder:
@@ -140,7 +140,8 @@ class TestCluster:
         with driver(ray_machines.from_outside, "of_the_user", PYTHONPATH=path) as process:
             out, err = process.communicate(timeout=2 * SECONDS)
         assert sorted(out.splitlines()) == ["0 42", "1 WorkerDied", "2 42", "3 42"]
-        assert [line for line in err.splitlines() if "begun again" not in line] == []
+        ours = ("begun again", "have started")  # the second where the machine is slow
+        assert [line for line in err.splitlines() if not any(words in line for words in ours)] == []
 
     def test_a_client_whose_network_is_lost_says_so_and_ends(self, ray_machines: RayCluster) -> None:
         with (
