@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, RecordLines
 from connector.corpora.columns import Columns
-from connector.corpora.items import LONGEST_FIELD, PassedOver, Remark
+from connector.corpora.file_state import FileState
+from connector.corpora.items import LONGEST_FIELD, PassedOver, Remark, Unit
 from connector.corpora.manifest import ManifestRow
 from connector.corpora.opening import open_text, why_not_utf8
 from connector.corpora.picture_files import is_image_name, is_unsupported_name
@@ -41,6 +42,11 @@ class Csv(Table):
     suffixes = (".csv", ".tsv")
 
     quoting: bool | None = None
+
+    @override
+    def units(self) -> Iterator[Unit]:
+        """The file is one unit: only a read of all before it tells whether a line is in a field in quotes."""
+        yield Unit("whole", files=(FileState.of(self.path),))
 
     @override
     def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:

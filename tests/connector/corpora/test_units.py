@@ -23,6 +23,7 @@ from connector.corpora import bounded_lines, folder, line_ranges, parquet_manife
 from connector.corpora.annotations import CocoCaptions, Karpathy
 from connector.corpora.flickr_tokens import FlickrTokens
 from connector.corpora.folder import Folder
+from connector.corpora.formats import open_corpus
 from connector.corpora.img2dataset import Img2Dataset
 from connector.corpora.items import Corpus, Item
 from connector.corpora.parquet_manifest import Parquet, records
@@ -30,7 +31,7 @@ from connector.corpora.row_checks import parse_json
 from connector.corpora.tables import JsonLines
 from connector.corpora.webdataset import WebDataset
 from connector.errors import CorpusChangedError, CorpusError
-from tests.support.corpora import items, write_lines
+from tests.support.corpora import items, write_lines, write_rows
 from tests.support.errors import raises
 from tests.support.sample_corpora import sample_img2dataset, write_tar
 from tests.support.units_contract import check_units
@@ -177,13 +178,14 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_file_that_changes_after_it_was_cut_is_an_error_and_never_other_rows(
-    change: Callable[[Path], object], tmp_path: Path
+    suffix: str, change: Callable[[Path], object], tmp_path: Path
 ) -> None:
-    path = write_lines(tmp_path, *({"key": f"{number}", "caption": "c"} for number in range(100)))
-    corpus = JsonLines(path)
+    path = write_rows(tmp_path, suffix, [{"key": f"{number}", "caption": "c"} for number in range(100)])
+    corpus = open_corpus(path)
     with small(100):
-        _, unit, *_ = corpus.units()
+        *_, unit = corpus.units()
     before = list(corpus.within(unit))
     time.sleep(0.01)  # a file system may tell times only so well
     change(path)
