@@ -292,7 +292,7 @@ class _Features:
         import torch
 
         norms = Z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(Z.dtype).tiny)
-        self._Z, self._gamma = Z / norms, gamma
+        self._Z, self._gamma = Z.div_(norms), gamma  # in place: there may be half a gigabyte of them
         self._landmarks = self._Z[:: -(-len(Z) // LANDMARKS)]  # (m, d)
         values, vectors = torch.linalg.eigh(gaussian(self._landmarks, self._landmarks, gamma))  # ascending
         kept = values > FLOOR * values[-1]

@@ -122,6 +122,8 @@ def cell_moments(
         ends = np.searchsorted(cells[block], np.arange(count + 1))
         for own, first, end in zip(sums, ends, ends[1:], strict=False):
             own.add(X[first:end], Y[first:end])
+    for side in sides:
+        side.release()
     return [own.moments() for own in sums]
 
 

@@ -163,6 +163,11 @@ class StoredVectors:
                 vectors[into] = self._part(part)[rows[into] - self.parts.starts[part]]
         return vectors
 
+    def release(self) -> None:
+        """Forget all parts; rows that are reserved stay."""
+        self._cached.clear()
+        self._cached_bytes = 0
+
     def _part(self, number: int) -> FloatArray:
         if number in self._cached:
             self._cached.move_to_end(number)
@@ -221,6 +226,10 @@ class StoredEmbeddings(ModalityEmbeddings):
     @override
     def reserve(self, rows: Rows) -> None:
         self.source.reserve(self.rows[rows])
+
+    @override
+    def release(self) -> None:
+        self.source.release()
 
     @override
     def where(self, mask: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Self:

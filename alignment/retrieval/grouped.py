@@ -44,6 +44,9 @@ class ModalityEmbeddings:
     def reserve(self, rows: Rows) -> None:
         """Say that these rows will be asked for: who reads vectors from a disk keeps them when they come by."""
 
+    def release(self) -> None:
+        """Say that no neighbours of what was read are asked for next: who reads from a disk forgets them."""
+
     def joined(self, other: "ModalityEmbeddings") -> "ModalityEmbeddings":
         """Return the rows of both, of which the others are kept in the same way."""
         return ModalityEmbeddings(
