@@ -29,6 +29,7 @@ OTHERS = (
     "audit",
     "node_kills",
     "scale",
+    "cluster_kills",
 )
 
 
