@@ -270,6 +270,7 @@ class Home:
                 fresh_layout=request.fresh_layout,
                 take_over=request.take_over,
                 min_index_recall=request.min_index_recall,
+                max_points_per_second=request.max_points_per_second,
                 **request.layout,
             )
 

@@ -28,6 +28,7 @@ QuerySample = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 GroupSample = Annotated[int, Interval(ge=20)]
 IndexRecall = Annotated[float, Interval(ge=0, le=1)]
 PruneShare = Annotated[float, Interval(ge=0, le=1)]
+PointRate = Annotated[float, Interval(ge=0.001, le=1_000_000_000)]
 MaxQps = Annotated[float, Interval(ge=0.001, le=1_000_000)]
 
 
@@ -231,6 +232,7 @@ class PushRequest(Request):
         take_over: claim collections that another database claims, which is lost.
         min_index_recall: share of the exact first hits, and of the first ten, that the index must find, for a release
             to go live; None: any.
+        max_points_per_second: to write, over all releases; None: as many as the store takes.
     """
 
     command: ClassVar[str] = "push"
@@ -242,6 +244,7 @@ class PushRequest(Request):
     fresh_layout: bool = False
     take_over: bool = False
     min_index_recall: IndexRecall | None = None
+    max_points_per_second: PointRate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +253,8 @@ class IngestRequest(UnitsRequest):
 
     Attributes:
         set: name of the embedding set; None: that of the collection.
-        into, alignment, metrics, layout, fresh_layout, take_over, min_index_recall: as for `PushRequest`.
+        into, alignment, metrics, layout, fresh_layout, take_over, min_index_recall, max_points_per_second: as for
+            `PushRequest`.
         prune_at_most: share of the images, and of the texts, of the set that may be deleted because they left the
             corpus. Of more, nothing is deleted.
     """
@@ -264,6 +268,7 @@ class IngestRequest(UnitsRequest):
     fresh_layout: bool = False
     take_over: bool = False
     min_index_recall: IndexRecall | None = None
+    max_points_per_second: PointRate | None = None
     prune_at_most: PruneShare = 0.25
 
     def __post_init__(self) -> None:

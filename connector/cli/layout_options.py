@@ -42,6 +42,12 @@ COLLECTION_OPTIONS = [
         help=f"Let no release go live whose index finds less than this share of the exact first hits, or of the first ten. Without it, less than {INDEX_RECALL} is a warning.",
     ),
     click.option(
+        "--max-points-per-second",
+        type=range_of(PushRequest, "max_points_per_second"),
+        metavar="NUMBER",
+        help="Write no more points than this, over all releases, so that a server that answers searches is not kept busy.  [default: as many as it takes]",
+    ),
+    click.option(
         "--fresh-layout",
         is_flag=True,
         help="Lay out new releases by the defaults and the options below. Otherwise they inherit the layout of the collection's live release: payload indexes, graph, quantization, storage.",

@@ -31,6 +31,7 @@ from connector.provenance.ledger import BATCH_POINTS, BatchKey
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.other_sets import OtherSets
+from connector.push.point_rate import PointRate
 from connector.push.prepared_batches import PreparedBatch, ReleaseBatch, ShardEnd, prepared_batches
 from connector.push.release_writer import ReleaseWriter
 from connector.rejects import Reject
@@ -75,6 +76,7 @@ class BatchWriter:
     Attributes:
         ids: collects the ids of written points, where somebody needs them.
         others: refuses rows whose points are of another set in these releases; None: none is looked for.
+        rate: of all points of the run.
     """
 
     path: Path
@@ -85,6 +87,7 @@ class BatchWriter:
     writers: Sequence[ReleaseWriter]
     ids: PointIds | None = None
     others: OtherSets | None = None
+    rate: PointRate = field(default_factory=PointRate)
     _written: set[str] = field(default_factory=set)
     _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
     _waiting: list[_Waiting] = field(default_factory=list)
@@ -228,7 +231,7 @@ class BatchWriter:
         unflushed = self._unflushed + sum(len(part.points.ids) for part in self._waiting)
         if unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
             self._commit()
-        elif self._rows_waiting >= WRITE_POINTS:
+        elif self._rows_waiting >= self.rate.at_once(WRITE_POINTS):
             self._send()
 
     def _send(self) -> None:
@@ -278,6 +281,7 @@ class BatchWriter:
         points = Points.concatenate(batches)
         if self.ids is not None:
             self.ids.add(points.ids)
+        self.rate.wait(len(points.ids))
         try:
             self.store.upsert(writer.release.name, points)
         except PointsRefusedError as error:

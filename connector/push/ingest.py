@@ -115,6 +115,7 @@ def ingest(
             request.take_over,
             max_pixels,
             request.min_index_recall,
+            request.max_points_per_second,
             request.prune_at_most,
             executor,
             device,
@@ -157,7 +158,8 @@ class Ingest:
     Attributes:
         path: directory of the embedding set.
         encoders: the alignment's own.
-        layout, fresh_layout, take_over, min_index_recall: as `connector.push.session.push` takes them.
+        layout, fresh_layout, take_over, min_index_recall, max_points_per_second: as `connector.push.session.push` takes
+            them.
         prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
             keep them.
         prune_at_most: as in `IngestRequest`.
@@ -181,6 +183,7 @@ class Ingest:
     take_over: bool = False
     max_pixels: int = MAX_PIXELS
     min_index_recall: float | None = None
+    max_points_per_second: float | None = None
     prune_at_most: float = default_of(IngestRequest, "prune_at_most")
     executor: Executor | None = None
     device: str = "auto"
@@ -213,6 +216,7 @@ class Ingest:
             run=self.run,
             fresh_layout=self.fresh_layout,
             min_index_recall=self.min_index_recall,
+            max_points_per_second=self.max_points_per_second,
             **self.layout,
         )
 

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,6 +43,7 @@ from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter
 from connector.push.open_releases import ReleaseOpener, at_work, chosen_layout, open_others, take_back
 from connector.push.other_sets import OtherSets
+from connector.push.point_rate import PointRate
 from connector.push.release_writer import ReleaseWriter
 from connector.releases.aliases import make_live, physical_name, to_go_live
 from connector.releases.caption_payload import captions_missing
@@ -96,6 +97,7 @@ def push(
     fresh_layout: bool = False,
     take_over: bool = False,
     min_index_recall: float | None = None,
+    max_points_per_second: float | None = None,
     **layout: Any,
 ) -> list[Release]:
     """Write `embedding_set` into one release per metric, verify these releases and return them.
@@ -111,6 +113,7 @@ def push(
         take_over: claim collections that another database claims.
         min_index_recall: share of the exact first hits, and of the first ten, in [0, 1], that the index of these
             releases must find; None: any. Below `INDEX_RECALL` a push warns.
+        max_points_per_second: to write, over all releases; None: as many as the store takes.
         layout: fields of `connector.stores.layout.Layout`: of new releases, in place of inherited ones, and required of
             existing releases.
 
@@ -139,6 +142,7 @@ def push(
         fresh_layout=fresh_layout,
         take_over=take_over,
         min_index_recall=min_index_recall,
+        max_points_per_second=max_points_per_second,
         **layout,
     ) as session:
         if captions_missing(embedding_set) and any(release.caption_payload for release in session.releases):
@@ -167,6 +171,7 @@ def push_session(
     fresh_layout: bool = False,
     take_over: bool = False,
     min_index_recall: float | None = None,
+    max_points_per_second: float | None = None,
     **layout: Any,
 ) -> Iterator["PushSession"]:
     """Find or create one release per metric. Remove the new ones if the block is refused before it wrote anything.
@@ -174,7 +179,7 @@ def push_session(
     Args:
         encoders: of the embedding sets that will be written. The collection's other releases are written too, if their
             alignments were fitted for these encoders.
-        fresh_layout, take_over, min_index_recall, layout: as for `push`.
+        fresh_layout, take_over, min_index_recall, max_points_per_second, layout: as for `push`.
 
     Raises: as `push`.
     """
@@ -192,7 +197,9 @@ def push_session(
         others = open_others(encoders, collection, requested, store, provenance)
         for metric, lowerings in lowerings_of.items():
             writers.append(opener.open(metric, lowerings))
-        yield PushSession(writers + others, store, provenance, run, min_index_recall)
+        yield PushSession(
+            *(writers + others, store, provenance, run, min_index_recall), PointRate(max_points_per_second)
+        )
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):
         raise
     except ModalignError:
@@ -209,6 +216,7 @@ class PushSession:
     provenance: Provenance
     run: Run
     min_index_recall: float | None = None
+    rate: PointRate = field(default_factory=PointRate)
 
     @classmethod
     def into(cls, release: Release, store: Store, provenance: Provenance, run: Run) -> Self:
@@ -236,7 +244,7 @@ class PushSession:
             ids: collects the ids of written points.
             others: refuses rows whose points are of another set.
         """
-        writer = BatchWriter(path, set_id, self.store, self.provenance, self.run, self.writers, ids, others)
+        writer = BatchWriter(path, set_id, self.store, self.provenance, self.run, self.writers, ids, others, self.rate)
         writer.begin()
         return writer
 
