@@ -13,22 +13,27 @@ from connector.executors.opening import open_executor
 from tests.support.cut_corpora import InRows
 from tests.support.encoding import Encoders, encode_with, files
 from tests.support.fakes import fake_pairs, write_manifest
-from tests.support.ray_clusters import ray_cluster
+from tests.support.ray_clusters import STORE_BYTES, RayCluster
 
 IMAGES, TEXTS = "tests.support.fakes:FakeImageEncoder", "tests.support.fakes:FakeTextEncoder"
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with ray_cluster(machines=2) as cluster, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_ADDRESS", cluster.address)
-        yield cluster
+@pytest.fixture
+def executor(ray_machines: RayCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Executor]:
+    for name, value in ray_machines.environment.items():
+        monkeypatch.setenv(name, value)
+    with open_executor("auto", modules=["tests"]) as executor:
+        yield executor
 
 
 @pytest.fixture
-def executor(cluster: Cluster) -> Iterator[Executor]:
-    with open_executor("auto", modules=["tests"]) as executor:
-        yield executor
+def machines(ray_machines: RayCluster) -> Iterator[Cluster]:
+    """The cluster, which has as many machines for the next test."""
+    cluster = ray_machines.machines
+    before = len(cluster.worker_nodes)
+    yield cluster
+    for _ in range(before - len(cluster.worker_nodes)):
+        cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
 
 
 def by_class() -> Encoders:
@@ -36,7 +41,7 @@ def by_class() -> Encoders:
     return {"image": load_encoder(IMAGES, "cpu"), "text": load_encoder(TEXTS, "cpu")}
 
 
-def test_a_machine_that_is_lost_changes_nothing(cluster: Cluster, executor: Executor, tmp_path: Path) -> None:
+def test_a_machine_that_is_lost_changes_nothing(machines: Cluster, executor: Executor, tmp_path: Path) -> None:
     pairs = fake_pairs(tmp_path, 60, captions=2)
     pairs[7].image.write_bytes(b"broken")
     corpus = InRows(write_manifest(tmp_path / "corpus.jsonl", pairs))
@@ -47,7 +52,7 @@ def test_a_machine_that_is_lost_changes_nothing(cluster: Cluster, executor: Exec
     def lose(count: int) -> None:
         if not lost:
             lost.append(True)
-            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            machines.remove_node(next(iter(machines.worker_nodes)), allow_graceful=False)
 
     options = {"executor": executor, "device": "cpu", "advance": lose}
     run = encode_with(corpus, tmp_path / "ray" / "s", encoders, **options)
