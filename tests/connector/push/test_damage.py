@@ -22,6 +22,7 @@ from connector.errors import MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AlignmentRow, BatchRow, EncoderRow
 from connector.push import batches as pushing
+from connector.push import session as push_session
 from connector.push.delete import Deletion
 from connector.releases import reconcile as reconciling
 from connector.releases.points import point_id
@@ -238,6 +239,7 @@ class TestAnItemThatIsAddedAgainWhileARepairDeletesOrphans:
             return original(collection)
 
         monkeypatch.setattr(world.store, "ready", ready)
+        monkeypatch.setattr(push_session, "SETTLING_SECONDS", 0.0)  # the repair, which is at work, waits for the push
         with world.provenance.runs.start("repair", {}) as run:
             repair_releases(world.provenance, world.store, run, orphans=orphans)
         assert run.counts["orphans_deleted"] == orphans - 2
