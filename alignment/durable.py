@@ -6,13 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from alignment.object_storage import as_remote
+
 
 def write_durably(path: Path, content: Any, *, temporary: Path | None = None) -> None:
     """Replace the file at `path` by `content` (bytes) atomically: after a power cut it is the old or the new one.
 
     It keeps the mode of the old one. It is written as `temporary` first, another name in its directory, by default its
-    own with `.tmp`: two processes must not write one file at once under that.
+    own with `.tmp`: two processes must not write one file at once under that. An object is put whole.
     """
+    if remote := as_remote(path):
+        remote.write_bytes(content)
+        return
     temporary = temporary or path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:

@@ -6,23 +6,32 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from alignment.durable import sync_directory
+from alignment.durable import sync_directory, write_durably
+from alignment.object_storage import is_remote
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, last: str = "") -> Iterator[Path]:
     """Yield a temporary directory, which is renamed to `path` when the block ends and removed when it raises.
 
     Of several processes that make the same directory one works at a time: the first wins, the others wait for it and
     get an error. What a killed process left is removed first.
 
+    In object storage there is no such rename: the files are put there when the block ends, `last` at the end, without
+    which nothing is taken for whole. No other process is kept out.
+
     Raises:
-        FileExistsError: `path` exists and is not an empty directory.
+        FileExistsError: `path` exists and is not an empty directory; in object storage, `last` is in it.
     """
+    if is_remote(path):
+        with _new_prefix(path, last) as building:
+            yield building
+        return
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -32,6 +41,19 @@ def new_directory(path: Path) -> Iterator[Path]:
                 yield building
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _new_prefix(path: Path, last: str) -> Iterator[Path]:
+    if (path / last).exists():
+        raise FileExistsError(path)
+    with TemporaryDirectory(prefix="modalign-") as building:
+        yield Path(building)
+        if (path / last).exists():
+            raise FileExistsError(path)
+        files = [file for file in Path(building).rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: (file.name == last, file)):
+            write_durably(path / file.relative_to(building).as_posix(), file.read_bytes())
 
 
 def remove_leftovers(path: Path) -> None:

@@ -342,8 +342,11 @@ class RemotePath:
 
     def write_bytes(self, content: Buffer) -> None:
         """Put the object whole: readers see the old one or the new one."""
-        with self._translated():
-            self._files.pipe_file(self._name, bytes(content))
+        try:
+            with self._translated():
+                self._files.pipe_file(self._name, bytes(content))
+        except PermissionError as error:
+            raise _denied(self, "written") from error
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
@@ -353,6 +356,14 @@ class RemotePath:
             except FileNotFoundError:
                 if not missing_ok:
                     raise
+
+    def clear(self) -> None:
+        """Delete all objects below this name."""
+        for path in self.below():
+            path.unlink(missing_ok=True)
+
+    def rmdir(self) -> None:
+        """Do nothing: a directory goes with what is below it."""
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: a directory is there once an object is below it."""
@@ -428,6 +439,22 @@ class RemoteFile(io.RawIOBase):
         content = self.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
+
+
+def check_reachable(path: Path) -> None:
+    """Raise a `StorageError` if the storage of a URL does not answer, or does not show what is there."""
+    try:
+        path.exists()
+    except PermissionError as error:
+        raise _denied(path, "read") from error
+
+
+def _denied(path: object, done: str) -> StorageError:
+    return StorageError(
+        f"{path} may not be {done} with these credentials; name others, such as by AWS_PROFILE, or have the rights "
+        "granted",
+        code="storage-denied",
+    )
 
 
 def _status_of(entry: Any) -> Status:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self
 
+from alignment.object_storage import check_reachable, is_remote
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.progress import progress
 from connector.provenance.database import create_in_sqlite, is_absent
@@ -117,6 +118,8 @@ class Home:
         """
         with self._opening:
             if self._provenance is None:
+                if is_remote(self.settings.home):
+                    check_reachable(self.settings.home)
                 self._provenance = Provenance.open(self.settings.database_url, home=self.settings.home)
                 self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # for its owner alone, if it is new
             return self._provenance
@@ -492,7 +495,8 @@ class Home:
                     rows = droppable(lifecycle, names=request.releases)
                     drop(lifecycle, rows)
             run.counts["dropped"] = len(rows)
-        remove_unused(self.settings.home / DIRECTORY, self._text_encoders())
+        if not is_remote(self.settings.home):
+            remove_unused(self.settings.home / DIRECTORY, self._text_encoders())
         return RunResult(run.id, run.counts, rows)
 
     def verify(
@@ -645,7 +649,8 @@ class Home:
         from connector.encoding.compiled import DIRECTORY  # loads Pillow
         from connector.encoding.compiling import compile_text_encoder
 
-        compile_text_encoder(self.settings.home / DIRECTORY, alignment.card.encoders["text"])
+        if not is_remote(self.settings.home):
+            compile_text_encoder(self.settings.home / DIRECTORY, alignment.card.encoders["text"])
 
     def _text_encoders(self) -> set[str]:
         """Return the fingerprints of the text encoders of all releases that were not dropped."""

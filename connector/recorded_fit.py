@@ -11,8 +11,11 @@ from alignment.fitting.fit import fit
 from alignment.fitting.sole_fit import sole_fit
 from alignment.metrics import parse
 from alignment.model.alignment import Alignment
+from alignment.object_storage import is_remote
+from alignment.sets.cards import CARD
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
+from connector.provenance.leases import fit_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.requests import FitRequest
@@ -32,7 +35,7 @@ def fit_and_save(
     Raises:
         AlignmentError: the alignment exists, or another process is fitting it.
     """
-    with sole_fit(path):
+    with fit_lock(provenance.database, path, run.id) if is_remote(path) else sole_fit(path):
         sets = [open_set(name) for name in request.sets]
         left = _left_by_killed_fit(path, sets, provenance, run)
         broadcast(float(left is not None))
@@ -69,7 +72,7 @@ def _settings(request: FitRequest, device: str) -> dict[str, Any]:
 
 def _left_by_killed_fit(path: Path, sets: Sequence[EmbeddingSet], provenance: Provenance, run: Run) -> Alignment | None:
     """Return the alignment at `path`, if there is one; refuse one that no killed run of the same fit left."""
-    if not path.exists():
+    if not (path / CARD if is_remote(path) else path).exists():  # what a kill leaves in object storage has no card
         return None
     if provenance.runs.repeats_a_killed_one(run.id):
         left = Alignment.load(path)

@@ -8,6 +8,7 @@ from typing import Self
 
 from sqlalchemy.engine import URL
 
+from alignment.object_storage import is_remote, is_url, located
 from connector.errors import SettingsError
 from connector.safe_text import redacted
 
@@ -24,7 +25,7 @@ class Settings:
     """Where things are.
 
     Attributes:
-        home: directory of embedding sets, alignments and, by default, of both databases.
+        home: directory, or URL of object storage, of embedding sets, alignments and, by default, of both databases.
         store_url: `edge:DIR` for Qdrant Edge in this process, `http(s)://` or `grpc(s)://` for a server, several of
             one cluster with commas between.
         database_url: SQLAlchemy URL of the provenance database.
@@ -68,12 +69,16 @@ class Settings:
         """
         _refuse_empty(home=home, qdrant_url=qdrant_url, database_url=database_url)
         place = _expanded(_given("home", home) or HOME, "home").absolute()
-        _check_directory(place)
+        store_url, database_url = _given("qdrant_url", qdrant_url), _given("database_url", database_url)
+        if is_remote(place):
+            _check_servers(place, store_url, database_url)
+        else:
+            _check_directory(place)
         ca_file = _given("qdrant_ca_file")
         return cls(
             home=place,
-            store_url=_given("qdrant_url", qdrant_url) or f"edge:{place / 'qdrant'}",
-            database_url=_given("database_url", database_url) or _sqlite_url(place / "modalign.db"),
+            store_url=store_url or f"edge:{place / 'qdrant'}",
+            database_url=database_url or _sqlite_url(place / "modalign.db"),
             device=_given("device", device) or "auto",
             api_key=_given("qdrant_api_key"),
             ca_file=_expanded(ca_file, "qdrant_ca_file") if ca_file else None,
@@ -148,6 +153,22 @@ def _check_directory(home: Path) -> None:
         )
 
 
+def _check_servers(home: Path, store_url: str | None, database_url: str | None) -> None:
+    """Raise a `SettingsError` if a home in object storage has a database or a store that is a file or a directory."""
+    if database_url is None or database_url.startswith("sqlite"):
+        raise SettingsError(
+            f"home {home}: expected the URL of a database server, because SQLite keeps no file in object storage; name "
+            f"one by --database-url or {_variable('database_url')}, such as postgresql://HOST/modalign",
+            code="home-needs-database",
+        )
+    if store_url is None or store_url.startswith("edge:"):
+        raise SettingsError(
+            f"home {home}: expected the URL of a Qdrant server, because Qdrant Edge keeps no files in object storage; "
+            f"name one by --qdrant-url or {_variable('qdrant_url')}",
+            code="home-needs-server",
+        )
+
+
 def _whole(name: str, value: int | None, default: int, most: int) -> int:
     """Return what is given, then the variable of a setting, then `default`: a whole number from 1 to `most`."""
     text = str(value) if value is not None else _given(name)
@@ -159,7 +180,9 @@ def _whole(name: str, value: int | None, default: int, most: int) -> int:
 
 
 def _expanded(path: str, name: str) -> Path:
-    """Return a path with the home directory of `~` or `~user` in it."""
+    """Return a path with the home directory of `~` or `~user` in it; a URL is the place that it names."""
+    if is_url(path):
+        return located(path)
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -25,6 +25,7 @@ from alignment.model.card import AlignmentCard, no_alignment
 from alignment.model.feature_maps import FEATURE_MAPS
 from alignment.model.projections import MAPPED, Projection
 from alignment.model.seen_items import SeenItems
+from alignment.object_storage import is_remote, located
 from alignment.sets.cards import CARD
 from alignment.vectors import FloatArray
 
@@ -110,7 +111,7 @@ class Alignment:
         """
         card = {**asdict(self.card), "dim": self.dim, "fingerprint": self.fingerprint}
         try:
-            with new_directory(Path(path)) as building:
+            with new_directory(located(path), last=CARD) as building:
                 write_durably(building / WEIGHTS, safetensors.numpy.save(self._tensors()))
                 write_durably(building / CARD, (json.dumps(card, indent=2) + "\n").encode())
         except FileExistsError:
@@ -137,10 +138,10 @@ class Alignment:
         Raises:
             AlignmentError: no alignment, of another format, or card and weights do not belong together.
         """
-        path = Path(path)
+        path = located(path)
         card, fingerprint, dim = AlignmentCard.read(path)
         try:
-            tensors = safetensors.numpy.load_file(path / WEIGHTS)
+            tensors = _load_file(path / WEIGHTS)
         except (FileNotFoundError, NotADirectoryError):
             raise no_alignment(path) from None
         except (ValueError, SafetensorError) as error:
@@ -156,6 +157,12 @@ class Alignment:
                 f"{loaded.fingerprint[:12]}; card or weights were changed: fit it again"
             )
         return loaded
+
+
+def _load_file(path: Path) -> dict[str, npt.NDArray[Any]]:
+    if is_remote(path):
+        return safetensors.numpy.load(path.read_bytes())
+    return safetensors.numpy.load_file(path)
 
 
 def _projection(modality: Modality, card: AlignmentCard, tensors: dict[str, Any]) -> Projection:

@@ -18,10 +18,19 @@ import pyarrow as pa
 
 from alignment.errors import EmbeddingSetError
 from alignment.modality import Modality
+from alignment.object_storage import located
 from alignment.sets.cards import SetCard
 from alignment.sets.fingerprint import Fingerprint
 from alignment.sets.rows import IDENTITY, Rows
-from alignment.sets.shards import read_columns, read_shard, shard_batches, shard_paths, shard_rows
+from alignment.sets.shards import (
+    WHOLE_SHARDS,
+    read_ahead,
+    read_columns,
+    read_shard,
+    shard_batches,
+    shard_paths,
+    shard_rows,
+)
 
 # Most shards that a sample is read from.
 SAMPLED_SHARDS = 16
@@ -42,7 +51,7 @@ class EmbeddingSet:
             EmbeddingSetError: no embedding set, an incomplete one, or one whose shards disagree with its card: other
                 counts or another fingerprint. Every row is read for it, without its vector.
         """
-        path = Path(path)
+        path = located(path)
         card = SetCard.read(path)
         if not card.complete:
             raise EmbeddingSetError(
@@ -52,7 +61,7 @@ class EmbeddingSet:
         opened = cls(path, card)
         for modality, expected in card.counts.items():
             encoder = card.encoders.get(modality)
-            found = sum(shard_rows(shard, encoder.dim if encoder else 0) for shard in opened.shards(modality))
+            found = opened._rows_of(modality, encoder.dim if encoder else 0)
             if found != expected:
                 raise EmbeddingSetError(
                     f"embedding set {path}: the card promises {expected} {modality} rows, the shards hold {found}; "
@@ -64,8 +73,8 @@ class EmbeddingSet:
     def _check_fingerprint(self) -> None:
         fingerprint = Fingerprint(self.card.encoders)
         for modality in self.card.counts:
-            for shard in self.shards(modality):
-                fingerprint.add(modality, read_columns(shard, IDENTITY))
+            for identity in read_ahead(self.shards(modality), lambda shard: read_columns(shard, IDENTITY)):
+                fingerprint.add(modality, identity)
         if fingerprint.hexdigest() != self.card.fingerprint:
             raise EmbeddingSetError(
                 f"embedding set {self.path}: the card promises rows of fingerprint {self.card.fingerprint[:12]}, the "
@@ -87,7 +96,10 @@ class EmbeddingSet:
         if self.card.complete:
             return self.card.counts
         encoders = self.card.encoders
-        return {m: sum(shard_rows(shard, encoders[m].dim) for shard in self.shards(m)) for m in encoders}
+        return {m: self._rows_of(m, encoders[m].dim) for m in encoders}
+
+    def _rows_of(self, modality: Modality, dim: int) -> int:
+        return sum(read_ahead(self.shards(modality), lambda shard: shard_rows(shard, dim)))
 
     def batches(self, modality: Modality, size: int) -> Iterator[tuple[str, int, Rows]]:
         """Yield `(shard file name, first row, rows)` of `modality`, at most `size` rows at a time."""
@@ -111,7 +123,7 @@ class EmbeddingSet:
         Raises:
             EmbeddingSetError: the set holds no row of this modality.
         """
-        yield from (read_shard(shard, modality) for shard in self._some_shards(modality))
+        yield from read_ahead(self._some_shards(modality), lambda shard: read_shard(shard, modality), WHOLE_SHARDS)
 
     def columns(self, modality: Modality, names: list[str]) -> Iterator[pa.Table]:
         """Yield some columns of every row of `modality`, a shard at a time; vectors are read only where they are named.
@@ -119,7 +131,7 @@ class EmbeddingSet:
         Raises:
             EmbeddingSetError: the set holds no row of this modality.
         """
-        yield from (read_columns(shard, names) for shard in self._some_shards(modality))
+        yield from read_ahead(self._some_shards(modality), lambda shard: read_columns(shard, names), WHOLE_SHARDS)
 
     def _some_shards(self, modality: Modality) -> list[Path]:
         if not (shards := self.shards(modality)):
@@ -138,8 +150,7 @@ class EmbeddingSet:
 
     def labels(self, modality: Modality) -> Iterator[tuple[list[str], list[str]]]:
         """Yield keys and groups of every row of `modality`, a shard at a time; vectors are not read."""
-        for shard in self.shards(modality):
-            table = read_columns(shard, ["key", "group"])
+        for table in read_ahead(self.shards(modality), lambda shard: read_columns(shard, ["key", "group"])):
             yield table.column("key").to_pylist(), table.column("group").to_pylist()
 
 

@@ -1,7 +1,10 @@
 """Parquet shards of an embedding set."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +14,15 @@ from alignment.durable import write_durably
 from alignment.errors import EmbeddingSetError, VectorError
 from alignment.interrupts import uninterrupted
 from alignment.modality import Modality
+from alignment.object_storage import as_remote, is_remote
 from alignment.sets.cards import Dtype
 from alignment.sets.rows import IDENTITY, Rows
 from alignment.vectors import FloatArray
+
+T = TypeVar("T")
+
+REQUESTS = 16  # shards of which columns are read at a time from object storage
+WHOLE_SHARDS = 3  # and whole ones, with their vectors
 
 # At its first conversion, pyarrow tries to import pandas, and loses a Ctrl-C that comes meanwhile.
 with uninterrupted():
@@ -25,10 +34,38 @@ def shard_paths(directory: Path, modality: Modality) -> list[Path]:
     return sorted(directory.glob(f"{modality}-*.parquet"))
 
 
+def source(path: Path, *, whole: bool = False) -> Any:
+    """Return what pyarrow reads a shard from: its path, or an object, of which it reads all or the ranges it needs."""
+    remote = as_remote(path)
+    if remote is None:
+        return path
+    return pa.BufferReader(remote.read_bytes()) if whole else remote.ranges()
+
+
+def read_ahead(shards: Iterable[Path], read: Callable[[Path], T], most: int = REQUESTS) -> Iterator[T]:
+    """Yield what `read` returns for each shard, in order. In object storage `most` are read at a time, by threads."""
+    shards = list(shards)
+    if not shards or not is_remote(shards[0]):
+        yield from map(read, shards)
+        return
+    with ThreadPoolExecutor(most) as threads:
+        running: deque[Future[T]] = deque()
+        try:
+            for shard in shards:
+                running.append(threads.submit(read, shard))
+                if len(running) >= most:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
 def shard_rows(path: Path, dim: int) -> int:
     """Return the number of rows of a shard with vectors of dimension `dim`, from its footer."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(source(path)) as file:
             rows, layout = int(file.metadata.num_rows), file.schema_arrow
     except (OSError, pa.ArrowException, MemoryError) as error:
         raise _unreadable(path, error) from error
@@ -71,8 +108,10 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
         EmbeddingSetError: the file is damaged, or no shard: columns are missing, of another type, or hold nulls.
     """
     try:
-        # Buffering ahead pays for remote files, and needs a thread.
-        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+        # Buffering ahead joins the ranges of columns to one request, and needs a thread.
+        with pq.ParquetFile(
+            source(path, whole="vector" in columns), page_checksum_verification=True, pre_buffer=is_remote(path)
+        ) as file:
             types = {field.name: field.type for field in file.schema_arrow}
             if missing := {*IDENTITY, "vector"} - types.keys():
                 raise EmbeddingSetError(

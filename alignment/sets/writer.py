@@ -1,7 +1,7 @@
 """Writing an embedding set, one durable shard at a time."""
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -11,10 +11,13 @@ from filelock import FileLock, Timeout
 
 from alignment.errors import EmbeddingSetError, SetBusyError
 from alignment.modality import MODALITIES, Modality
+from alignment.object_storage import is_remote
 from alignment.sets.cards import CARD, Dtype, EncoderCard, SetCard
 from alignment.sets.fingerprint import Fingerprint
 from alignment.sets.rows import IDENTITY, Rows
-from alignment.sets.shards import read_columns, read_shard, shard_paths, write_shard
+from alignment.sets.shards import read_ahead, read_columns, read_shard, shard_paths, write_shard
+
+SetLock = AbstractContextManager[Callable[[], None]]
 
 
 def recorded_encoders(path: Path) -> dict[Modality, EncoderCard]:
@@ -43,36 +46,41 @@ class SetWriter:
 
     Attributes:
         path: directory of the set.
+        lock: keeps other writers out and returns a function that raises once it no longer does; by default a file
+            beside the set, which is not to be had in object storage.
         card: the current card.
     """
 
-    def __init__(self, path: Path, *, corpus: str, encoders: Mapping[Modality, EncoderCard], dtype: Dtype = "float32"):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        corpus: str,
+        encoders: Mapping[Modality, EncoderCard],
+        dtype: Dtype = "float32",
+        lock: SetLock | None = None,
+    ):
         self.path = path
         self.card = SetCard(path.name, corpus, dict(encoders), dtype)
         self._made = False
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._lock = lock or _file_lock(path)
+        self._held = ExitStack()
+        self._raise_if_lost: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise SetBusyError(
-                f"embedding set {self.path} is being written by another process; wait for it or stop it"
-            ) from None
-        try:
+        with ExitStack() as held:
+            self._raise_if_lost = held.enter_context(self._lock)
             self._open()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is not None and self._made and [entry.name for entry in self.path.iterdir()] == [CARD]:
-                shutil.rmtree(self.path)  # a set that never got a row is none
+                (self.path / CARD).unlink()  # a set that never got a row is none
+                self.path.rmdir()
         finally:
-            self._lock.release()
+            self._held.close()
 
     def _open(self) -> None:
         # Of a writer that was killed, maybe before its first card. Other files are somebody's own.
@@ -99,6 +107,7 @@ class SetWriter:
 
     def append(self, rows: Rows) -> Path:
         """Write `rows` as a new shard: durable and visible when this returns."""
+        self._raise_if_lost()
         if self.card.complete:
             self.card = replace(self.card, complete=False, fingerprint="")
         self.card.write(self.path)
@@ -110,6 +119,7 @@ class SetWriter:
 
     def drop(self, shard: Path, modality: Modality, rows: set[int]) -> None:
         """Rewrite `shard` without the rows with these numbers; the file goes when no row is left."""
+        self._raise_if_lost()
         table = read_shard(shard, modality)
         kept = [row for row in range(len(table)) if row not in rows]
         if kept:
@@ -123,6 +133,7 @@ class SetWriter:
         Args:
             truncated: for the card. None: as before if there are as many captions, otherwise unknown.
         """
+        self._raise_if_lost()
         fingerprint = Fingerprint(self.card.encoders)
         for modality in MODALITIES:
             for _, identity in self.identities(modality):
@@ -142,5 +153,26 @@ class SetWriter:
 
     def identities(self, modality: Modality) -> Iterator[tuple[Path, pa.Table]]:
         """Yield every shard of `modality` with its columns except the vectors, oldest first."""
-        for shard in shard_paths(self.path, modality):
-            yield shard, read_columns(shard, IDENTITY)
+        yield from read_ahead(shard_paths(self.path, modality), lambda shard: (shard, read_columns(shard, IDENTITY)))
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[Callable[[], None]]:
+    if is_remote(path):
+        raise EmbeddingSetError(
+            f"embedding set {path}: no file keeps other processes out of object storage; give the writer a lock, as "
+            "`modalign encode` does with a lease in SQL",
+            code="set-without-lock",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SetBusyError(
+            f"embedding set {path} is being written by another process; wait for it or stop it"
+        ) from None
+    try:
+        yield lambda: None
+    finally:
+        lock.release()

@@ -12,13 +12,14 @@ from alignment import device as devices
 from alignment.durable import write_durably
 from alignment.metrics import METRICS
 from alignment.modality import DIRECTIONS, Modality
+from alignment.object_storage import is_remote
 from alignment.packages import EXTRAS, missing_package
 from alignment.retrieval.cutoffs import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.audits.kinds import KINDS
 from connector.audits.result import Audit
-from connector.errors import MismatchError
+from connector.errors import MismatchError, SettingsError
 from connector.home import Home
 from connector.progress import progress, say
 from connector.provenance.database import upgrade
@@ -79,6 +80,8 @@ def run_demo(settings: Settings) -> Demo:
     """
     devices.resolve(settings.device)
     _check_packages()
+    if is_remote(settings.home):
+        raise SettingsError(f"home {settings.home}: expected a directory, because the demo renders pictures into it")
     started = time.monotonic()
     say(f"1. A home for embedding sets, alignments and both databases: {settings.home}")
     upgrade(settings.database_url)

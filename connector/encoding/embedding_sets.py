@@ -15,6 +15,7 @@ from connector.encoding.encoders import Encoder, ImportedEncoder, PrecomputedEnc
 from connector.encoding.unit_encoder import BATCH_ITEMS
 from connector.executors.contract import Executor
 from connector.progress import progress
+from connector.provenance.leases import set_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.requests import ImportRequest
@@ -55,8 +56,9 @@ def encode_corpus(
     Args and errors: as of `connector.encoding.encode.encode`.
     """
     cards = {modality: encoder.card for modality, encoder in encoders.items()}
+    lock = set_lock(provenance.database, path, run.id)
     with (
-        SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype) as writer,
+        SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype, lock=lock) as writer,
         progress(f"encode {path.name}", corpus.total(), "row") as advance,
     ):
         encode(

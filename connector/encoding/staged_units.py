@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from alignment.durable import write_durably
 from alignment.modality import MODALITIES
+from alignment.object_storage import as_remote, is_remote
 from connector.corpora.items import Unit
 from connector.encoding.known_contents import KnownContents
 from connector.encoding.unit_rows import SCHEMA
@@ -64,7 +65,9 @@ class StagedUnits:
 
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         """Yield the batches of a unit."""
-        with pa.memory_map(str(self._path(unit))) as source, pa.ipc.open_file(source) as file:
+        path = self._path(unit)
+        stored = pa.BufferReader(path.read_bytes()) if is_remote(path) else pa.memory_map(str(path))
+        with stored as source, pa.ipc.open_file(source) as file:
             for number in range(file.num_record_batches):
                 yield file.get_batch(number)
 
@@ -74,7 +77,11 @@ class StagedUnits:
 
     def clear(self) -> None:
         """Remove all results."""
-        shutil.rmtree(self.directory / FOLDER, ignore_errors=True)
+        folder = self.directory / FOLDER
+        if remote := as_remote(folder):
+            remote.clear()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, unit: Unit) -> Path:
         digest = hashlib.sha256(f"{self.identity}\n{unit!r}".encode()).hexdigest()

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from alignment.object_storage import as_remote, is_url, located
 from alignment.packages import missing_package
 from connector.errors import NotMigratedError, ProvenanceError, SettingsError
 from connector.safe_text import redacted, without_secrets
@@ -131,6 +132,11 @@ class Database:
 
     def stored(self, place: Path | str) -> str:
         """Return the form in which SQL stores a path or an `edge:` URL: relative to the home where it lies in it."""
+        home, remote = as_remote(self.home), as_remote(place)
+        if home or remote:
+            if home and remote and remote.is_relative_to(home):
+                return remote.relative_to(home).as_posix()
+            return str(place)
         scheme, path = ("edge:", str(place)[5:]) if str(place).startswith("edge:") else ("", str(place))
         if self.home and (scheme or isinstance(place, Path)) and Path(path).absolute().is_relative_to(self.home):
             return scheme + Path(path).absolute().relative_to(self.home).as_posix()
@@ -138,7 +144,9 @@ class Database:
 
     def located(self, stored: str) -> Path:
         """Return the path that SQL stores as `stored`."""
-        return self.home / stored if self.home else Path(stored)
+        if self.home is None or is_url(stored) or stored.startswith("/"):
+            return located(stored) if is_url(stored) else Path(stored)
+        return self.home / stored
 
 
 def revisions() -> list[str]:

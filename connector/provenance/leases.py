@@ -2,20 +2,24 @@
 
 A lock is a lease, which ends with its run. Processes on the same host notice that at once. Processes on other hosts
 notice it when the run, or the lease, had no heartbeat for `connector.provenance.heartbeat.LEASE_SECONDS`. See
-`promotion_lock`, `creation_lock`, `repair_lock` and `orphan_lock`.
+`promotion_lock`, `creation_lock`, `repair_lock`, `orphan_lock`, and for what is in object storage `set_lock` and
+`fit_lock`.
 """
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, select, update
 
+from alignment.errors import AlignmentError, SetBusyError
+from alignment.object_storage import is_remote
 from connector.errors import LeaseHeldError, LeaseLostError, ProvenanceError
 from connector.provenance import heartbeat
 from connector.provenance.database import Database
@@ -51,6 +55,16 @@ class Lease:
                 "the lock was taken over by another process, because this one sent no heartbeat for "
                 f"{heartbeat.LEASE_SECONDS:.0f} s; run the same command again, it does what is left"
             )
+
+    def raise_if_lost(self) -> None:
+        """Raise what ended the lease, if anything has. Does not ask the database.
+
+        Raises:
+            LeaseLostError: another process has taken the lease over.
+            ProvenanceError: a heartbeat could not be sent.
+        """
+        if self._heartbeat.failure:
+            raise self._heartbeat.failure
 
     def close(self) -> None:
         """Stop sending heartbeats."""
@@ -90,6 +104,42 @@ def orphan_lock(database: Database, store_id: int, run_id: int) -> AbstractConte
     finds it among the writers.
     """
     return _lock(database, {"orphans": store_id}, run_id, "deleting orphans of this store")
+
+
+def set_lock(database: Database, path: Path, run_id: int) -> AbstractContextManager[Callable[[], None]] | None:
+    """Return the lock for writing the embedding set at a URL; None: on disk the writer locks a file."""
+    return _set_lock(database, path, run_id) if is_remote(path) else None
+
+
+@contextmanager
+def _set_lock(database: Database, path: Path, run_id: int) -> Iterator[Callable[[], None]]:
+    """Let no other process write the embedding set at a URL during the block; yield what raises once that is lost.
+
+    Raises:
+        SetBusyError: another process is writing it.
+    """
+    with ExitStack() as held:
+        try:
+            lock = _lock(database, {"set": str(path)}, run_id, f"writing embedding set {path}", timeout=0)
+            lease = held.enter_context(lock)
+        except LeaseHeldError as error:
+            raise SetBusyError(str(error)) from error
+        yield lease.raise_if_lost
+
+
+@contextmanager
+def fit_lock(database: Database, path: Path, run_id: int) -> Iterator[None]:
+    """Let no other process fit the alignment at a URL during the block.
+
+    Raises:
+        AlignmentError: another process is fitting it.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(_lock(database, {"fit": str(path)}, run_id, f"fitting {path}", timeout=0))
+        except LeaseHeldError as error:
+            raise AlignmentError(str(error)) from error
+        yield
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from connector.provenance.leases import repair_lock
+from connector.provenance.leases import repair_lock, set_lock
 from connector.provenance.ledger import OUTDATED, UNPLACED
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
@@ -265,8 +265,9 @@ class Deletion:
         return self.provenance.database.located(row.path)
 
     def _writer(self, row: EmbeddingSetRow) -> SetWriter:
-        card = SetCard.read(self._path(row))
-        return SetWriter(self._path(row), corpus=card.corpus, encoders=card.encoders, dtype=card.dtype)
+        path = self._path(row)
+        card, lock = SetCard.read(path), set_lock(self.provenance.database, path, self.run.id)
+        return SetWriter(path, corpus=card.corpus, encoders=card.encoders, dtype=card.dtype, lock=lock)
 
     def _drop_rows(self, sets: Sequence[EmbeddingSetRow], requested: Collection[Item]) -> None:
         """Write all tombstones, then drop the rows. All sets are locked before anything is written."""

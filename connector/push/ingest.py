@@ -35,6 +35,7 @@ from connector.encoding.unit_encoder import BATCH_ITEMS
 from connector.errors import CorpusError
 from connector.executors.contract import Executor
 from connector.progress import progress
+from connector.provenance.leases import set_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.open_releases import ReleaseOpener, chosen_layout
@@ -224,8 +225,9 @@ class Ingest:
         """Encode the corpus and write it; return the complete set, the id of its row, and what units failed."""
         path, corpus = self.path, self.corpus
         cards = {modality: encoder.card for modality, encoder in self.encoders.items()}
+        lock = set_lock(self.provenance.database, path, self.run.id)
         with (
-            SetWriter(path, corpus=str(corpus.path), encoders=cards) as writer,
+            SetWriter(path, corpus=str(corpus.path), encoders=cards, lock=lock) as writer,
             progress(f"ingest {path.name}", corpus.total(), "row") as advance,
         ):
             set_id = self.provenance.artifacts.record_set(EmbeddingSet(path, writer.card))

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from alignment.errors import SetBusyError
 from alignment.modality import Modality
+from alignment.object_storage import is_remote
 from alignment.sets.cards import Dtype, EncoderCard
 from alignment.sets.writer import check_same_encoder, recorded_encoders
 from connector.errors import SettingsError
@@ -79,6 +80,12 @@ class ReleaseSink(Datasink[list[str]]):
         self._shared_home = shared_home
         checked_name(request.into, "collection")
         path = self._settings.set_path(request.set)
+        if is_remote(path):
+            raise SettingsError(
+                f"home {self._settings.home}: a dataset is staged in files of its own; expected a home in a directory "
+                "that every node sees",
+                code="home-not-a-directory",
+            )
         if not encoders:
             raise SettingsError("expected the card of the encoder that computed the vectors, got none")
         alignment = Home(self._settings).alignment(request.alignment)

@@ -1,10 +1,12 @@
 """Tombstones: delete from a release the points of rows that left an embedding set."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 from alignment.errors import EmbeddingSetError
 from alignment.modality import MODALITIES
+from alignment.object_storage import is_remote
 from alignment.plurals import counted
 from alignment.sets.cards import SetCard
 from alignment.sets.embedding_set import EmbeddingSet
@@ -65,6 +67,8 @@ def open_set(provenance: Provenance, path: Path) -> EmbeddingSet:
             rows = sum(shard_rows(shard, encoder.dim if encoder else 0) for shard in shard_paths(path, modality))
             if not 0 <= card.counts.get(modality, 0) - rows <= deleted[modality]:
                 raise
-    with SetWriter(path, corpus=card.corpus, encoders=card.encoders, dtype=card.dtype) as writer:
+    # In object storage two processes may count at once: both write the same card.
+    lock = nullcontext(lambda: None) if is_remote(path) else None
+    with SetWriter(path, corpus=card.corpus, encoders=card.encoders, dtype=card.dtype, lock=lock) as writer:
         writer.finish()
     return EmbeddingSet.open(path)

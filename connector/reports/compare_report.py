@@ -16,6 +16,7 @@ from alignment.comparison.whole_collection import WholeCollection
 from alignment.durable import write_durably
 from alignment.durable_directory import new_directory, remove_leftovers
 from alignment.metrics import parse
+from alignment.object_storage import is_remote
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.errors import OutputError
@@ -38,6 +39,10 @@ def claim_directory(directory: Path) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise OutputError(f"{directory} is a file; name another directory with --to")
+    if is_remote(directory):
+        if (directory / PAGE).exists():
+            raise OutputError(f"{directory} holds a report; name another directory with --to")
+        return
     try:
         if directory.is_dir() and any(directory.iterdir()):
             remove_leftovers(directory.absolute())
@@ -108,7 +113,7 @@ def write_comparison(directory: Path, comparison: Comparison, advice: Advice) ->
     if curves is not None:
         files[CURVES] = curves
     try:
-        with new_directory(directory) as building:
+        with new_directory(directory, last=PAGE) as building:
             for name, text in files.items():
                 write_durably(building / name, text.encode())
     except FileExistsError:

@@ -10,6 +10,7 @@ from tempfile import TemporaryFile
 from uuid import uuid4
 
 from alignment.durable import write_durably
+from alignment.object_storage import check_reachable, is_remote
 from connector.errors import OutputError
 
 LEFTOVER = re.compile(r"\.modalign\.[0-9a-f]{32}\.tmp")
@@ -23,6 +24,9 @@ def claim_file(path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
+    if is_remote(path):
+        check_reachable(path)
+        return
     try:
         if path.is_dir():
             raise IsADirectoryError("expected a file, got a directory")
@@ -46,6 +50,9 @@ def write_file(path: Path, text: str) -> None:
         OutputError: the file cannot be written.
     """
     content = text.encode(errors="backslashreplace")  # names of files may be invalid Unicode
+    if is_remote(path):
+        write_durably(path, content)
+        return
     try:
         # /dev/stdout is what a shell has opened, a file perhaps: replacing it would lose what others write there.
         opened = path.is_relative_to("/dev") and not path.is_relative_to(MEMORY)
@@ -80,6 +87,8 @@ def append_line(path: Path, line: str) -> None:
         OutputError: the line cannot be written.
     """
     content = (line + "\n").encode(errors="backslashreplace")
+    if is_remote(path):
+        raise OutputError(f"{path} cannot be appended to: an object is written whole; name a file on this machine")
     try:
         if path.exists() and not path.is_file():
             raise OSError("expected a regular file")

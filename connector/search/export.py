@@ -99,7 +99,7 @@ def write(path: Path, spec: ExportSpec) -> list[Graph]:
         MetricError: the alignment holds no parameters for the metric.
     """
     try:
-        with new_directory(path.resolve()) as building:
+        with new_directory(path.resolve(), last=REQUEST) as building:
             graphs = export(spec.alignment, spec.metric)
             document = json.dumps(describe(spec, graphs), indent=2, allow_nan=False) + "\n"
             for graph in graphs:

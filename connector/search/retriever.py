@@ -15,6 +15,7 @@ from PIL import Image
 
 from alignment.metrics import Guarantee, Lowering
 from alignment.modality import OTHER, Modality
+from alignment.object_storage import is_remote
 from alignment.retrieval.ways import CAPTION, FUSED, IMAGE, Way
 from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.encoding.compiled import DEVICES, open_compiled
@@ -174,7 +175,7 @@ class Retriever:
         check_reading(device, max_pixels)
         release = open_release(provenance, store, collection, metric, device=device)
         home = provenance.database.home
-        compiled = None if home is None else home / COMPILED
+        compiled = None if home is None or is_remote(home) else home / COMPILED
         return cls(
             release,
             store,
