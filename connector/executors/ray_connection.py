@@ -24,6 +24,7 @@ from connector.executors.ray_failures import CLUSTER_LOST, cluster_lost, one_lin
 _log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0  # for a cluster's host to answer at all
+CONNECT_ATTEMPTS = 3  # where the head answers, but serves no client
 HEAD_SECONDS = 5.0  # between two tries of a cluster's head, and for its answer
 OF_MODALIGN = ("alignment", "connector")  # which every worker has, and which may be no installed files here
 LOST_SECONDS = 40.0  # until a head that does not answer is lost
@@ -138,7 +139,7 @@ def _cluster(placement: Placement, modules: Iterable[str]) -> Iterator[None]:
     with _named_errors(where):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters of them becomes an error
-            ray.init(address=address, runtime_env=runtime_env, **QUIET)
+            _init(address, runtime_env)
         lost = False
         try:
             yield
@@ -148,6 +149,16 @@ def _cluster(placement: Placement, modules: Iterable[str]) -> Iterator[None]:
         finally:
             if not lost:  # Ray would wait for the cluster
                 ray.shutdown()
+
+
+def _init(address: str, runtime_env: dict[str, Any] | None) -> None:
+    for attempt in range(1, CONNECT_ATTEMPTS + 1):
+        try:
+            ray.init(address=address, runtime_env=runtime_env, **QUIET)
+            return
+        except ConnectionAbortedError:  # a busy head starts a client's process too slowly
+            if attempt == CONNECT_ATTEMPTS:
+                raise
 
 
 @contextmanager
