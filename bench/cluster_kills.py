@@ -190,9 +190,9 @@ def figures() -> Iterator[Figure]:
             environment.setenv(COUNTS, str(counts))
             ingesting = Ingesting(write_home(directory / what), corpus, counts)
             with ray_cluster(machines=MACHINES) as cluster:
-                environment.setenv("RAY_ADDRESS", cluster.address)
+                environment.setenv("RAY_ADDRESS", cluster.machines.address)
                 killed = what == "killed"
-                driver = disturb(cluster, ingesting, random.Random(SEED)) if killed else ingesting.start("auto")
+                driver = disturb(cluster.machines, ingesting, random.Random(SEED)) if killed else ingesting.start("auto")
                 ingesting.finish(driver, "auto")
             yield from compared(what, expected, ingesting)
 

@@ -53,7 +53,7 @@ def main(home: Path, rows: int | None) -> None:
         corpus.write_text("".join(lines), encoding="utf-8")
     alone = ingest(home, corpus, "one-process", "local")
     with ray_cluster(machines=2) as cluster, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_ADDRESS", cluster.address)
+        environment.setenv("RAY_ADDRESS", cluster.machines.address)
         together = ingest(home, corpus, "two-machines", "auto")
     one, other = (points_of(home, collection) for collection in ("one-process", "two-machines"))
     differ = differing(one, other)
