@@ -191,8 +191,10 @@ def figures() -> Iterator[Figure]:
             ingesting = Ingesting(write_home(directory / what), corpus, counts)
             with ray_cluster(machines=MACHINES) as cluster:
                 environment.setenv("RAY_ADDRESS", cluster.machines.address)
-                killed = what == "killed"
-                driver = disturb(cluster.machines, ingesting, random.Random(SEED)) if killed else ingesting.start("auto")
+                if what == "killed":
+                    driver = disturb(cluster.machines, ingesting, random.Random(SEED))
+                else:
+                    driver = ingesting.start("auto")
                 ingesting.finish(driver, "auto")
             yield from compared(what, expected, ingesting)
 
