@@ -38,7 +38,7 @@ FOLDERS = (
     "Flicker8k_Dataset",
     "Flickr8k_Dataset",
 )
-UNIT_RECORDS = 20_000  # images; each process that reads a unit parses the whole file
+UNIT_RECORDS = 4096  # images; each process that reads units parses the whole file once
 PROBED, PROBED_AFAR = 100, 10  # images to try in each of these folders, on disk and in object storage
 
 

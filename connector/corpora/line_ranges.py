@@ -13,6 +13,8 @@ from connector.corpora.manifest import ManifestRow
 from connector.corpora.opening import opened
 
 UNIT_BYTES = 16 << 20
+UNIT_LINES = 4096  # as many pictures take an encoder minutes, and workers share a corpus that has several units
+COUNTED_BYTES = 1 << 16  # that are read before it is seen whether there are so many
 
 
 class LineTally:
@@ -52,7 +54,7 @@ def line_units(
     header: int = 0,
     tally: type[LineTally] = LineTally,
 ) -> Iterator[Unit]:
-    """Cut a file into units of some `UNIT_BYTES`, in one read.
+    """Cut a file into units of some `UNIT_BYTES` or `UNIT_LINES`, in one read.
 
     Args:
         path: the file.
@@ -66,7 +68,9 @@ def line_units(
         while start < state.size:
             file.seek(start)
             of_unit = tally()
-            _take(file, of_unit, UNIT_BYTES)
+            while of_unit.size < UNIT_BYTES and of_unit.lines < UNIT_LINES:
+                if not _take(file, of_unit, min(COUNTED_BYTES, UNIT_BYTES - of_unit.size)):
+                    break
             while not of_unit.at_line_end and _take_line(file, of_unit):
                 pass
             while start + of_unit.size < state.size:
@@ -84,11 +88,13 @@ def line_units(
             start, before, lines = stop, before + rows, lines + of_unit.lines
 
 
-def _take(file: IO[bytes], tally: LineTally, size: int) -> None:
-    """Count the next `size` bytes, fewer at the end of the file."""
+def _take(file: IO[bytes], tally: LineTally, size: int) -> bool:
+    """Count the next `size` bytes, fewer at the end of the file; False: there are none."""
+    before = tally.size
     while size and (block := file.read(min(size, BLOCK))):
         size -= len(block)
         tally.take(block)
+    return tally.size > before
 
 
 def _take_line(file: IO[bytes], tally: LineTally) -> bool:

@@ -25,7 +25,7 @@ from connector.rejects import Reason, Reject
 from connector.resources import raise_lack
 from connector.safe_text import printable
 
-UNIT_ROWS = 100_000
+UNIT_ROWS = 4096  # as many pictures take an encoder minutes; a larger row group stays whole
 UNIT_BYTES = 256 << 20
 BATCH_ROWS = 1024
 BATCH_PICTURES = 32  # rows that hold pictures, which may have megabytes each

@@ -44,6 +44,8 @@ def small(size: int) -> Iterator[None]:
     """Let units have some `size` bytes, images or files, and lines at most 150."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(line_ranges, "UNIT_BYTES", size)
+        patched.setattr(line_ranges, "UNIT_LINES", max(1, size // 20))
+        patched.setattr(line_ranges, "COUNTED_BYTES", 11)
         patched.setattr(line_ranges, "BLOCK", 7)
         patched.setattr(annotation_files, "UNIT_RECORDS", size)
         patched.setattr(folder, "UNIT_FILES", size)
