@@ -27,10 +27,11 @@ from alignment.sets.writer import SetWriter, recorded_encoders
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
 from connector.encoding.deferred import open_encoders
-from connector.encoding.encode import SHARD_ROWS, Encoding, Shard
+from connector.encoding.encode import SHARD_ROWS, Encoding
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.placement import executor_of
+from connector.encoding.row_sink import Shard
 from connector.encoding.unit_encoder import BATCH_ITEMS
 from connector.errors import CorpusError
 from connector.executors.contract import Executor
