@@ -25,4 +25,4 @@ def executor_of(request: UnitsRequest, specs: Mapping[Modality, str]) -> Iterato
     with open_executor(
         request.on, workers=request.workers, gpus_per_worker=request.gpus_per_worker, modules=modules
     ) as executor:
-        yield None if request.on == LOCAL else executor
+        yield executor

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from alignment.packages import missing_package
 from connector.executors.contract import Executor
-from connector.executors.local import LocalExecutor
 from connector.executors.placement import LOCAL, Placement
 
 
@@ -19,8 +18,10 @@ def open_executor(
     workers: str | None = None,
     gpus_per_worker: float = 0.0,
     modules: Iterable[str] = (),
-) -> Iterator[Executor]:
-    """Open the executor that `on` names, and end it and what it started with the block.
+) -> Iterator[Executor | None]:
+    """Open the executor that `on` names, and end it and what it started with the block; None: `on` is this process.
+
+    The work of this process goes through no executor: it streams, and nothing is serialised.
 
     Args:
         on: `local`: this process. `local:N`: N processes of this machine. `ray://HOST:PORT`: a cluster, from outside.
@@ -38,7 +39,7 @@ def open_executor(
     """
     placement = Placement.parse(on, workers=workers, gpus_per_worker=gpus_per_worker)
     if on == LOCAL:
-        yield LocalExecutor()
+        yield None
         return
     if placement.processes:
         _guard_ports()

@@ -35,6 +35,7 @@ def main(on: str, module: str | None = None) -> None:
     modules = [module, "numpy", "connector"] if module else []
     try:
         with open_executor(on, modules=modules) as executor:
+            assert executor is not None
             for outcome in executor.map(Asking(module), range(4 if module else 1_000_000)):
                 print(outcome.task, outcome.failure.kind if outcome.failure else next(iter(outcome.parts)), flush=True)  # noqa: T201
     except ModalignError as error:

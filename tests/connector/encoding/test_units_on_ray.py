@@ -23,6 +23,7 @@ def executor(ray_machines: RayCluster, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name, value in ray_machines.environment.items():
         monkeypatch.setenv(name, value)
     with open_executor("auto", modules=["tests"]) as executor:
+        assert executor is not None
         yield executor
 
 
