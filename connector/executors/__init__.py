@@ -1,1 +1,1 @@
-"""Where tasks are worked on: in this process, or by workers that Ray places on one machine or many."""
+"""Where tasks are worked on outside this process: by workers that Ray places on one machine or many."""
