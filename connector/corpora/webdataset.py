@@ -93,7 +93,7 @@ class WebDataset(Shards):
 def expanded(path: Path) -> list[Path]:
     """Expand each range such as `{0..9}` in a path; a path without one is returned alone.
 
-    >>> [str(path) for path in expanded(Path("a-{08..10}.tar"))]
+    >>> [path.name for path in expanded(Path("a-{08..10}.tar"))]
     ['a-08.tar', 'a-09.tar', 'a-10.tar']
     """
     match = RANGE.search(str(path))

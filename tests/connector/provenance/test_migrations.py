@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import sys
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -33,7 +34,9 @@ class TestMigrations:
     def test_models_equal_migrations(self, database_url: str) -> None:
         upgrade(database_url)
         with Provenance(Database(database_url)) as provenance, provenance.database.engine.connect() as connection:
-            command.check(alembic_config(provenance.database.engine))
+            config = alembic_config(provenance.database.engine)
+            config.stdout = sys.stdout  # alembic's own is that of whoever imported it first
+            command.check(config)
             context = MigrationContext.configure(connection, opts={"compare_type": True})
             assert compare_metadata(context, Base.metadata) == []
 
