@@ -1,8 +1,9 @@
 # make demo   the whole way once on real images, in ./demo-home
-# make test   every test;  make lint  style, imports and types;  make bench  the figures
+# make test   every test, but most of make cluster;  make lint  style, imports and types;  make bench  the figures
 # make coverage  every test, and which lines and branches none of them reaches
 # make up     Qdrant and PostgreSQL in Docker, with QDRANT_API_KEY and POSTGRES_PASSWORD;  make down  stops them
 # make live   the tests against real servers, which MODALIGN_TEST_QDRANT_BINARY or Docker starts
+# make cluster  the tests that start machines of Ray; one of them is in make test
 # Each makes the virtual environment in .venv when it is missing. Another Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -10,17 +11,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "modalign needs Python 3.11 or newer: make PYTHON=python3.11 ...")
 
-.PHONY: demo test coverage lint bench up down live clean
+.PHONY: demo test coverage lint bench up down live cluster clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modalign demo --home demo-home
 
 # Files go to as many processes as there are cores, of one thread each: more threads than cores wait for each other.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not cluster"
 
 coverage: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not cluster" --cov --cov-report term-missing
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -40,6 +41,10 @@ down:
 
 live: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m live --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# One process: each test waits for processes of Ray, which want the cores.
+cluster: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m cluster
 
 clean:
 	rm -rf $(VENV) demo-home .mypy_cache .pytest_cache .ruff_cache

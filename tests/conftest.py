@@ -59,8 +59,7 @@ def pytest_configure() -> None:
 
 # Files that take longest. Processes are given files in their order: a long one at the end is waited for by all others.
 LONGEST = (
-    "tests/connector/executors/test_ray_executor.py",
-    "tests/connector/executors/test_ray_connection.py",
+    "tests/connector/encoding/test_units_on_ray.py",
     "tests/test_readme.py",
     "tests/connector/demo/test_demo.py",
     "tests/test_bench.py",

@@ -19,6 +19,8 @@ from connector.executors.ray_connection import Head
 from tests.support.errors import raises
 from tests.support.ray_clusters import RayCluster
 
+pytestmark = pytest.mark.cluster
+
 SECONDS = 180  # on a busy machine
 
 

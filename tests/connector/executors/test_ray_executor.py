@@ -22,6 +22,8 @@ from connector.executors.ray_executor import IN_FLIGHT, RayExecutor
 from tests.support.errors import raises
 from tests.support.ray_clusters import STORE_BYTES, RayCluster
 
+pytestmark = pytest.mark.cluster
+
 Work = Callable[[int], Iterator[tuple[int, int]]]
 
 

@@ -25,6 +25,8 @@ from connector.stores.edge import EdgeStore
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, World, cards, pairs, stored
 
+pytestmark = pytest.mark.cluster
+
 N = 60
 REQUEST = PushRequest(set="s", into=COLLECTION, alignment="a")
 
