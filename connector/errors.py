@@ -66,8 +66,11 @@ class OutOfResourcesError(ConnectorError):
     """There is not enough memory, or no thread, open file or disk space left. It says nothing about the data."""
 
 
+EMBED = "embed"  # code of an `EncoderError` of what was to be embedded, which may go well another time
+
+
 class EncoderError(ConnectorError):
-    """An encoder that is unknown, cannot be loaded, or is not the one that is needed."""
+    """An encoder that is unknown, cannot be loaded, fails, or is not the one that is needed."""
 
 
 class QueryError(ConnectorError, ValueError):

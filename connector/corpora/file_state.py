@@ -1,6 +1,7 @@
 """Whether a file is still the one that was looked at before."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -41,4 +42,8 @@ class FileState:
 
     @property
     def _in_words(self) -> str:
-        return "no file" if self.size < 0 else f"{self.size} bytes of {self.modified / 1e9:.3f} s"
+        return "no file" if self.size < 0 else f"{self.size} bytes of {self._moment}"
+
+    @property
+    def _moment(self) -> str:
+        return f"{datetime.fromtimestamp(self.modified / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"

@@ -112,7 +112,12 @@ def _read_object(image: RemotePath, most: int) -> bytes:
     try:
         content = image.beginning(most)
     except FileNotFoundError as error:
-        raise ImageRejectedError(Reason.IMAGE_MISSING, f"expected an image at {image}: {error.strerror}") from error
+        why = (
+            _why_missing(image)
+            if _URL.search(image.key.as_posix())
+            else f"expected an image at {image}: {error.strerror}"
+        )
+        raise ImageRejectedError(Reason.IMAGE_MISSING, why) from error
     except OSError as error:
         raise ImageRejectedError(Reason.IMAGE_UNREADABLE, f"{image}: {error.strerror or error}") from error
     if not content:
@@ -141,9 +146,9 @@ def _read_file(path: Path) -> bytes:
         raise ImageRejectedError(Reason.IMAGE_UNREADABLE, f"{path}: {why}") from error
 
 
-def _why_missing(path: Path) -> str:
+def _why_missing(path: Path | RemotePath) -> str:
     """Say that there is no file at `path`, and what to do where it is no path of this system."""
-    if match := _URL.search(str(path)):
+    if match := _URL.search(path.key.as_posix() if isinstance(path, RemotePath) else str(path)):
         scheme, rest = match[1].lower(), match[2]
         if scheme == "file":
             return f"expected a path, got the URL file:///{rest}: write /{rest}"

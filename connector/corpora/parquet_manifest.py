@@ -205,7 +205,8 @@ def _batches(file: Any, size: int, names: Sequence[str], start: int, stop: int |
 def records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """Convert a batch to a dictionary a row. A value that Python cannot represent becomes a `RowError`."""
     try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
+        columns = [_in_microseconds(column) for column in batch.columns]
+        rows: list[dict[str, Any]] = pa.record_batch(columns, batch.schema.names).to_pylist()
     except _UNREPRESENTABLE:
         if batch.num_rows == 1:
             return [{name: _value(batch.column(number)) for number, name in enumerate(batch.schema.names)}]
@@ -216,9 +217,22 @@ def records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 def _value(column: pa.Array) -> Any:
     try:
-        return column[0].as_py()
+        return _in_microseconds(column)[0].as_py()
     except _UNREPRESENTABLE as error:
         return RowError(Reason.ROW_UNREADABLE, str(error))
+
+
+def _in_microseconds(column: pa.Array) -> pa.Array:
+    """Convert nanoseconds, which Python's types do not have: pyarrow makes pandas' own, where that is installed.
+
+    Raises a `ValueError` if a value is no whole number of microseconds.
+    """
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return column.cast(pa.timestamp("us", kind.tz))
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return column.cast(pa.duration("us"))
+    return column.cast(pa.time64("us")) if kind == pa.time64("ns") else column
 
 
 _UNREPRESENTABLE = (ValueError, OverflowError, KeyError)  # KeyError: a time zone that does not exist

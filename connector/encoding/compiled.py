@@ -33,7 +33,7 @@ from alignment.vectors import FloatArray
 from connector.encoding.encoders import Encoder
 from connector.encoding.failures import naming_encoder
 from connector.encoding.text_graph import TOKEN_FIELDS
-from connector.errors import EncoderError
+from connector.errors import EMBED, EncoderError
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,7 @@ class CompiledTextEncoder(Encoder):
 
     @override
     def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
-        with naming_encoder(self.spec, f"failed to embed {counted(len(prepared), modality)}"):
+        with naming_encoder(self.spec, f"failed to embed {counted(len(prepared), modality)}", code=EMBED):
             texts = self._tokenizer.encode_batch([f"{self._prompt}{text}" for text in prepared])
             tokens = {
                 name: np.array([getattr(text, TOKEN_FIELDS[name]) for text in texts], np.int64) for name in self._inputs

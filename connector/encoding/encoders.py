@@ -20,7 +20,7 @@ from alignment.sets.cards import EncoderCard
 from alignment.vectors import FloatArray
 from connector.encoding.failures import naming_encoder
 from connector.encoding.hub import hub
-from connector.errors import EncoderError
+from connector.errors import EMBED, EncoderError
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ class Encoder(ABC):
 
         half = torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda")
         failed = f"failed to embed {counted(len(prepared), modality)}"
-        with naming_encoder(self.spec, failed), torch.inference_mode(), half:
+        with naming_encoder(self.spec, failed, code=EMBED), torch.inference_mode(), half:
             tensor: Any = self.forward(modality, prepared)
             self._check_shape(tensor, len(prepared))
             return np.ascontiguousarray(tensor.float().cpu().numpy())

@@ -10,7 +10,7 @@ from connector.resources import raise_lack
 
 
 @contextmanager
-def naming_encoder(spec: str, failed: str) -> Iterator[None]:
+def naming_encoder(spec: str, failed: str, *, code: str | None = None) -> Iterator[None]:
     """Run code of the encoder `spec`, which may raise anything; `failed` says what it could not do, for messages.
 
     SystemExit is a failure too: a script that was made an encoder would else end the command, and with success.
@@ -29,4 +29,4 @@ def naming_encoder(spec: str, failed: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         raise_lack(error, f"encoder {spec} {failed}")
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise EncoderError(f"encoder {spec} {failed}: {reason}") from error
+        raise EncoderError(f"encoder {spec} {failed}: {reason}", code=code) from error

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from alignment.errors import DeviceError, MissingPackageError
 from alignment.plurals import counted
-from connector.errors import EncoderError, MismatchError, SettingsError
+from connector.errors import CorpusChangedError, EncoderError, MismatchError, SettingsError
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -20,7 +20,7 @@ Worker: TypeAlias = Callable[[T], Iterable[P]]
 Factory: TypeAlias = Callable[[], Callable[[T], Iterable[P]]]
 
 # What concerns every task alike. Every other error is one of the task that was worked on.
-CONCERNS_JOB = (DeviceError, EncoderError, MismatchError, MissingPackageError, SettingsError)
+CONCERNS_JOB = (CorpusChangedError, DeviceError, EncoderError, MismatchError, MissingPackageError, SettingsError)
 ATTEMPTS = 3
 
 

@@ -47,8 +47,8 @@ class Placement:
         least, most = _worker_counts(workers)
         if not _is_gpu_share(gpus_per_worker):
             raise SettingsError(
-                f"--gpus-per-worker {gpus_per_worker:g}: expected a share of one GPU, from 0 to 1, or a whole number "
-                "of GPUs",
+                f"--gpus-per-worker {gpus_per_worker:g}: expected a share of one GPU, from 0 to 1 in steps of 0.0001, "
+                "or a whole number of GPUs",
                 code="gpus-per-worker",
             )
         if on == LOCAL and (workers is not None or gpus_per_worker):
@@ -88,4 +88,4 @@ def _worker_counts(workers: str | None) -> tuple[int, int | None]:
 
 
 def _is_gpu_share(gpus: float) -> bool:
-    return math.isfinite(gpus) and gpus >= 0 and (gpus <= 1 or gpus == int(gpus))
+    return math.isfinite(gpus) and gpus >= 0 and (gpus == round(gpus, 4) if gpus <= 1 else gpus == int(gpus))

@@ -118,10 +118,23 @@ class Head:
                 return
 
 
+def _start(count: int) -> Any:
+    try:
+        return ray.init(address="local", num_cpus=count, include_dashboard=False, **QUIET)
+    except Exception as error:
+        if type(error) is not Exception:  # what Ray raises where its processes do not come up in time is of no kind
+            raise
+        raise ExecutorError(
+            f"--on local:{count}: Ray's processes did not start: {one_line(error)}; the machine may be busy: run the "
+            "same command again, what is done is not done again",
+            code="ray-start",
+        ) from error
+
+
 @contextmanager
 def _own_processes(count: int) -> Iterator[None]:
     with _environment({"RAY_USAGE_STATS_ENABLED": "0"}), _named_errors("--on local"):
-        context: Any = ray.init(address="local", num_cpus=count, include_dashboard=False, **QUIET)
+        context = _start(count)
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ from ray.exceptions import RaySystemError
 
 from alignment.errors import MissingPackageError, ModalignError
 from alignment.packages import missing_package
-from connector.errors import ConnectorError, ExecutorError, MismatchError, OutOfResourcesError
+from connector.errors import EMBED, ConnectorError, ExecutorError, MismatchError, OutOfResourcesError
 from connector.executors.contract import CONCERNS_JOB
 from connector.executors.ray_worker import versions
 
@@ -58,6 +58,8 @@ def job_error(failure: Mapping[str, Any], node: str) -> ModalignError | None:
     """Return the error that ends the job, of what a worker's code raised; None: it is one of the task."""
     if "builtins.ImportError" in failure["kinds"]:
         return missing_package(_import_error(failure), f"worker on {node}")
+    if failure["code"] == EMBED:
+        return None
     for kind in CONCERNS_JOB:
         if f"{kind.__module__}.{kind.__qualname__}" in failure["kinds"]:
             return kind(f"worker on {node}: {failure['message']}", code=failure["code"])

@@ -56,7 +56,7 @@ def test_a_worker_has_a_share_of_a_gpu_or_whole_ones(gpus: float) -> None:
     assert Placement.parse("local:1", gpus_per_worker=gpus).gpus_per_worker == gpus
 
 
-@pytest.mark.parametrize("gpus", [-1.0, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("gpus", [-1.0, 1.5, 0.00001, float("nan"), float("inf")])
 def test_gpus_that_no_worker_can_have_are_refused(gpus: float) -> None:
     with raises(SettingsError, f"{gpus:g}", code="gpus-per-worker"):
         Placement.parse("local:1", gpus_per_worker=gpus)
