@@ -17,10 +17,10 @@ from typing import Self
 from alignment.modality import Modality
 from alignment.plurals import counted, plural
 from alignment.sets.writer import SetWriter
-from connector.corpora.items import Corpus, Item, PassedOver, Remark, reached, summed
+from connector.corpora.items import Corpus, PassedOver, Remark, reached, summed
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
-from connector.encoding.preparation import reject_of
+from connector.encoding.preparation import duplicate
 from connector.encoding.row_sink import RowSink, Shard
 from connector.encoding.set_index import Gone, SetIndex
 from connector.encoding.staged_units import StagedUnits
@@ -32,7 +32,7 @@ from connector.errors import CorpusError
 from connector.executors.contract import Executor
 from connector.progress import Advance
 from connector.provenance.runs import Run
-from connector.rejects import OF_FIELDS, Reason, Reject
+from connector.rejects import OF_FIELDS, Reject
 from connector.settings import MAX_PIXELS
 
 _log = logging.getLogger(__name__)
@@ -290,7 +290,7 @@ class Encoding:
             self._run.counts["left_out"] += 1
             self._left_out[item.modality] += 1
         elif not first_time:
-            self._run.reject(reject_of(item, "read", Reason.KEY_DUPLICATE, _met_before(item)))
+            self._run.reject(duplicate(item))
         elif isinstance(row.content, Reject):
             self._run.reject(row.content)
         else:
@@ -313,13 +313,3 @@ class Encoding:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self._passed_over.most_common(10))
             more = " and others" if len(self._passed_over) > 10 else ""
             _log.info("passed over %s: %s%s", counted(self._passed_over.total(), "file"), kinds, more)
-
-
-def _met_before(item: Item) -> str:
-    """Say that the corpus has the key of an item before, and what to do."""
-    if item.keyed_by_content:
-        return (
-            "the key is the SHA-256 of the picture, and a row further above has the same: sort the rows by picture, "
-            "because those of one key must follow each other, or name a column of other keys with --key"
-        )
-    return f"the corpus has {item.modality} key {item.key!r} before; make keys unique"

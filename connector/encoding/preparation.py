@@ -77,3 +77,15 @@ def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max
 def reject_of(item: Item, stage: Stage, reason: Reason, detail: str) -> Reject:
     """Return the reject of an item."""
     return Reject(item.source, item.position, stage, reason, at_line(item.line, detail), item.key, item.modality)
+
+
+def duplicate(item: Item) -> Reject:
+    """Return the reject of an item whose key the corpus has before."""
+    if item.keyed_by_content:
+        detail = (
+            "the key is the SHA-256 of the picture, and a row further above has the same: sort the rows by picture, "
+            "because those of one key must follow each other, or name a column of other keys with --key"
+        )
+    else:
+        detail = f"the corpus has {item.modality} key {item.key!r} before; make keys unique"
+    return reject_of(item, "read", Reason.KEY_DUPLICATE, detail)

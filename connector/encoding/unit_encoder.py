@@ -20,7 +20,7 @@ from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark
 from connector.encoding.encoders import Encoder
 from connector.encoding.known_contents import KnownContents
 from connector.encoding.pipeline import Pipeline
-from connector.encoding.preparation import Prepared, prepare, read_entry
+from connector.encoding.preparation import Prepared, duplicate, prepare, read_entry
 from connector.encoding.truncation import is_truncated
 from connector.rejects import Reject
 
@@ -30,6 +30,7 @@ REMOTE_READERS = 32  # threads where each image waits for the network
 WINDOW_BYTES = 64 << 20  # of images out of archives, which the window holds in memory
 WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
 HELD_ITEMS = 1024  # that wait for a batch to fill
+MET_KEYS = 1 << 20  # of a unit that are held, so that what is a duplicate among them is not encoded
 RECENT_CONTENTS = 4096  # of a unit, whose vectors are held to be given to equal ones
 
 
@@ -99,12 +100,15 @@ class UnitEncoder:
                 count = REMOTE_READERS if is_remote(unit.path) else DECODING_THREADS
                 threads = threads or pools.enter_context(ThreadPoolExecutor(count))
                 stream = unit.with_captions()
+                met: set[tuple[Modality, str]] = set()
                 while window := _take_window(stream, self._batch_items):
-                    contents = threads.map(self._read, window)
+                    contents = threads.map(self._read, window, [_is_met(entry, met) for entry in window])
                     yield list(zip(window, contents, strict=True))
                 yield []
 
-    def _read(self, entry: Entry) -> Prepared | Reject | None:
+    def _read(self, entry: Entry, again: bool) -> Prepared | Reject | None:
+        if again and isinstance(entry, Item) and entry.modality in self._encoders:
+            return duplicate(entry)
         return read_entry(entry, self._encoders, self._known, self._max_pixels)
 
     def groups(self, windows: Iterable[Window]) -> Iterator[Group]:
@@ -202,6 +206,17 @@ class _Batch:
         if (vector := self._recent.get(sha256)) is not None:
             self._recent.move_to_end(sha256)
         return vector
+
+
+def _is_met(entry: Entry, met: set[tuple[Modality, str]]) -> bool:
+    """Whether an item's key is one of those `met` in its unit; otherwise it is added."""
+    if not isinstance(entry, Item):
+        return False
+    if (key := (entry.modality, entry.key)) in met:
+        return True
+    if len(met) < MET_KEYS:
+        met.add(key)
+    return False
 
 
 def _encoded(item: Item, content: Content | Reject | None) -> EncodedItem:

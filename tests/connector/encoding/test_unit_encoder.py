@@ -1,5 +1,6 @@
 """A worker's half of an encode: what it yields of a unit, and that it depends on nothing but the unit."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 
 from alignment.modality import MODALITIES
+from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus, Item
 from connector.encoding.known_contents import KnownContents, digests
 from connector.encoding.unit_encoder import Content, EncodedItem, Group, UnitEncoder
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 from tests.support.cut_corpora import Cut, cut_corpus
 from tests.support.encoding import BATCH, CountingImages, CountingTexts, Encoders
 
@@ -108,3 +110,15 @@ def test_equal_content_of_a_unit_is_embedded_once_its_batch_is_done(tmp_path: Pa
     groups = worker.groups([Cut(tmp_path, entries, [])])
     assert worker.texts.batches == [BATCH]
     assert [content.copied for _, content in encoded(groups)] == [False] * BATCH + [True] * 2 * BATCH
+
+
+def test_what_is_refused_because_its_key_came_before_is_not_embedded(tmp_path: Path) -> None:
+    rows = [{"key": f"k{number % 3}", "caption": f"caption {number}"} for number in range(9)]
+    path = tmp_path / "shuffled.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    worker = Worker()
+    groups = worker.groups([open_corpus(path)])
+    items = [row for group in groups for row in group if isinstance(row, EncodedItem)]
+    assert [isinstance(row.content, Content) for row in items] == [True] * 3 + [False] * 6
+    assert {row.content.reason for row in items if isinstance(row.content, Reject)} == {Reason.KEY_DUPLICATE}
+    assert sum(worker.texts.batches) == 3
