@@ -64,7 +64,10 @@ class TestExitCodes:
         assert "Traceback" not in ended.stderr
         assert "\x1b" not in ended.stderr
         said = ended.stderr.splitlines()[-1]
-        assert (said.startswith("modalign: encoder encs:Mine "), said.endswith("[encoder]")) == (True, True), said
+        assert (said.startswith("modalign: encoder encs:Mine "), said.endswith(("[encoder]", "[embed]"))) == (
+            True,
+            True,
+        ), said
 
     def test_a_requirement_that_is_not_met(self, shared: Path) -> None:
         ended = self.run("audit", "things", "--pairs", "pairs", "--require", "recall@1>1", "--home", shared)
