@@ -42,9 +42,10 @@ down:
 live: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m live --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# One process: each test waits for processes of Ray, which want the cores.
+# One process after the other: each test waits for processes of Ray, which want the cores, and each file has a cluster.
 cluster: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m cluster
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/connector/executors -m cluster
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/connector/ray -m cluster
 
 clean:
 	rm -rf $(VENV) demo-home .mypy_cache .pytest_cache .ruff_cache
