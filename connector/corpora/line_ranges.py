@@ -41,18 +41,12 @@ class LineTally:
         """How many lines there are."""
         return self._ends + (not self.at_line_end)
 
-    @property
-    def rows(self) -> int:
-        """How many of the lines are rows."""
-        return self.lines
-
 
 def line_units(
     path: Path,
     begins_anew: Callable[[Unit], ManifestRow | None],
     *,
     header: int = 0,
-    tally: type[LineTally] = LineTally,
 ) -> Iterator[Unit]:
     """Cut a file into units of some `UNIT_BYTES` or `UNIT_LINES`, in one read.
 
@@ -60,21 +54,20 @@ def line_units(
         path: the file.
         begins_anew: see `connector.corpora.manifest.Manifest`.
         header: how many rows at the beginning of the file are none.
-        tally: how rows are counted.
     """
     state = FileState.of(path)
     start = before = lines = 0
     with opened(path) as file:
         while start < state.size:
             file.seek(start)
-            of_unit = tally()
+            of_unit = LineTally()
             while of_unit.size < UNIT_BYTES and of_unit.lines < UNIT_LINES:
                 if not _take(file, of_unit, min(COUNTED_BYTES, UNIT_BYTES - of_unit.size)):
                     break
             while not of_unit.at_line_end and _take_line(file, of_unit):
                 pass
             while start + of_unit.size < state.size:
-                at = start + of_unit.size, before + of_unit.rows - (0 if start else header), lines + of_unit.lines
+                at = start + of_unit.size, before + of_unit.lines - (0 if start else header), lines + of_unit.lines
                 row = begins_anew(Unit("rest", None, (state,), at[0], state.size, at[1], at[2]))
                 if row is None or row.line is None:
                     _take(file, of_unit, state.size - at[0])
@@ -83,7 +76,7 @@ def line_units(
                     _take_line(file, of_unit)
                 if lines + of_unit.lines + 1 == row.line:  # otherwise it begins after a lone carriage return
                     break
-            rows, stop = of_unit.rows - (0 if start else header), start + of_unit.size
+            rows, stop = of_unit.lines - (0 if start else header), start + of_unit.size
             yield Unit(f"bytes {start}-{stop}", rows, (state,), start, stop, before, lines)
             start, before, lines = stop, before + rows, lines + of_unit.lines
 
