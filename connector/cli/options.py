@@ -238,7 +238,7 @@ def placement_options(command: F) -> F:
             metavar="WHERE",
             default="local",
             show_default=True,
-            help="Where CORPUS is encoded: local, this process; local:N, N processes of this machine; ray://HOST:10001, a Ray cluster; auto, the cluster that this machine belongs to. The result is the same. Workers read the files under the same paths. docs/operations.md explains it.",
+            help="Where CORPUS is encoded: local, this process; local:N, N processes of this machine; ray://HOST:10001, a Ray cluster; auto, the cluster that this machine belongs to. The result is the same. Workers read the files under the same paths. docs/scale.md explains it.",
         ),
         click.option(
             "--workers",

@@ -28,6 +28,7 @@ from tests.support.cli import SPECS, done
 from tests.support.databases import postgres_database
 from tests.support.errors import raises
 from tests.support.fakes import fake_rows, fake_set
+from tests.support.kills import die_before
 
 FIT = FitRequest(sets=["pairs"], alignment="a", method="procrustes")
 # Where a fit is killed: before this function is called for the nth time, from 0.
@@ -46,17 +47,7 @@ def settings(home: Path) -> Settings:
 
 def killed(home: Path, point: str) -> None:
     """Fit, and die at the point."""
-    owner, name, calls = POINTS[point]
-    original = getattr(owner, name)
-
-    def armed(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        if not calls:
-            os.kill(os.getpid(), signal.SIGKILL)
-        calls -= 1
-        return original(*arguments, **options)
-
-    setattr(owner, name, armed)
+    die_before(*POINTS[point])
     with Home(settings(home)) as opened:
         opened.fit(FIT)
 

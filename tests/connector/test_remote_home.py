@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from importlib import import_module
 from multiprocessing.context import ForkServerContext
@@ -37,6 +37,7 @@ from tests.support.databases import migrated, postgres_database
 from tests.support.errors import raises
 from tests.support.fakes import fake_entry_points, fake_pairs, fake_rows, write_manifest
 from tests.support.faulty_server import FaultyServer, running
+from tests.support.kills import die_before
 from tests.support.object_storage import Storage
 from tests.support.world import vectors_of
 
@@ -118,17 +119,7 @@ def fitted_path(home: Home) -> Path:
 def killed(where: Where, environment: Mapping[str, str], corpus: Path, module: str, name: str, calls: int) -> None:
     """Encode and fit, and die before a function is called once more than `calls` times."""
     os.environ.update(environment)
-    owner = import_module(module)
-    original: Callable[..., Any] = getattr(owner, name)
-
-    def armed(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        if not calls:
-            os.kill(os.getpid(), signal.SIGKILL)
-        calls -= 1
-        return original(*arguments, **options)
-
-    setattr(owner, name, armed)
+    die_before(import_module(module), name, calls)
     setattr(loading, "entry_points", fake_entry_points)  # noqa: B010  of this process, which ends
     with Home(Settings.load(**where)) as home:
         encode(home, corpus)
