@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 GIB = 1 << 30
-DAY = 86_400
 # Qdrant's own rule for memory: vectors times 1.5, for the graph, ids and what optimizations need.
 # https://qdrant.tech/documentation/guides/capacity-planning/
 OVERHEAD = 1.5
