@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self
 
 from alignment.object_storage import check_reachable, is_remote
-from connector.errors import CollectionNotFoundError, SettingsError
+from connector.errors import NotMigratedError, SettingsError
 from connector.progress import progress
 from connector.provenance.database import create_in_sqlite, is_absent
 from connector.provenance.recorder import Provenance
@@ -30,7 +30,7 @@ from connector.releases.choice import newest_ready
 from connector.releases.lag import Lag, lag_of
 from connector.releases.next_audit import audit_command
 from connector.releases.status import Status, StoredRelease, read_closed, read_replicas, read_status, read_stored
-from connector.releases.store_identity import here
+from connector.releases.store_identity import here, no_release
 from connector.safe_text import split_urls
 from connector.settings import Settings, checked_name
 from connector.stores.deadlines import within
@@ -110,14 +110,24 @@ class Home:
         return is_absent(self.settings.database_url) and not self._has_artifacts
 
     @property
+    def first_steps(self) -> str:
+        """How to begin in a home that holds nothing yet."""
+        return (
+            f"{self.settings.home} holds nothing yet: `modalign encode` begins with a corpus of yours, `modalign "
+            "import` with vectors, `modalign demo` with emoji; --home or MODALIGN_HOME names another home"
+        )
+
+    @property
     def provenance(self) -> Provenance:
         """The provenance database, opened at the first use.
 
         Raises:
-            NotMigratedError: its tables are missing or older ones.
+            NotMigratedError: nothing was made in this home yet; or its tables are missing or older ones.
         """
         with self._opening:
             if self._provenance is None:
+                if self.is_new:
+                    raise NotMigratedError(self.first_steps, code="home-new")
                 if is_remote(self.settings.home):
                     check_reachable(self.settings.home)
                 self._provenance = Provenance.open(self.settings.database_url, home=self.settings.home)
@@ -613,7 +623,7 @@ class Home:
         where = {"metric": str(parse(metric))} if metric else {}
         rows = self._releases(collection, **where)
         if not rows:
-            raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
+            raise no_release(self.provenance, None, collection)
         return history(self.provenance, rows, limit=limit)
 
     def next_audit(self, collection: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from alignment.errors import AlignmentError
 from alignment.modality import Modality
+from alignment.names import names_there
 from alignment.sets.cards import CARD, EncoderCard
 from alignment.sets.hold_out import HoldOut
 
@@ -101,5 +102,5 @@ def no_alignment(path: Path) -> AlignmentError:
     """Return the error that says that there is no alignment in the directory `path`, and which are beside it."""
     known = sorted(card_path.parent.name for card_path in path.parent.glob(f"[!.]*/{CARD}"))
     return AlignmentError(
-        f"{path} is not an alignment; {path.parent} holds {', '.join(known) or 'none'}; make one with `modalign fit`"
+        f"{path} is not an alignment; {path.parent} holds {names_there(path.name, known)}; make one with `modalign fit`"
     )

@@ -9,6 +9,7 @@ from typing import Literal, Self, get_args
 from alignment.durable import write_durably
 from alignment.errors import EmbeddingSetError
 from alignment.modality import Modality
+from alignment.names import names_there
 
 Dtype = Literal["float32", "float16"]
 CARD = "card.json"
@@ -74,8 +75,10 @@ class SetCard:
                 raise ValueError("counts, complete or dtype has an invalid value")
             return cls(**raw)
         except (FileNotFoundError, NotADirectoryError):
+            known = sorted(card.parent.name for card in directory.parent.glob(f"[!.]*/{CARD}"))
             raise EmbeddingSetError(
-                f"{directory} is not an embedding set: it has no {CARD}; make one with `modalign encode`"
+                f"{directory} is not an embedding set: it has no {CARD}; {directory.parent} holds "
+                f"{names_there(directory.name, known)}; make one with `modalign encode`"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EmbeddingSetError(

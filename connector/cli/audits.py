@@ -246,12 +246,13 @@ def _print_history(
 ) -> None:
     from connector.cli.audit_tables import print_history  # these load numpy
     from connector.reports import audit_json
-    from connector.reports.history_page import write_history_page
 
     with open_home(where) as home:
         audits = home.audits(collection, metric=metric, limit=limit)
         command = home.next_audit(collection)
     if report:
+        from connector.reports.history_page import write_history_page  # loads Pillow and templates
+
         write_history_page(report, collection, audits)
         say(f"wrote {report}")
     if as_json:

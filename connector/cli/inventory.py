@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignment.errors import AlignmentError, EmbeddingSetError
+from alignment.names import names_there
 from alignment.plurals import counted, plural
 from connector.cli.group import cli
 from connector.cli.opening import minute, open_home, say_if_new
@@ -28,7 +29,7 @@ SHORT = 12  # characters of a fingerprint that people read
 def sets(name: str | None, as_json: bool, where: Mapping[str, Any]) -> None:
     """List the embedding sets, or show NAME: its rows, encoders, groups and captions, and the releases that hold it."""
     with open_home(where) as home:
-        say_if_new(home)
+        say_if_new(home, name)
         held = home.sets()
         if name is None:
             documents = [_set_document(one) for one in held]
@@ -51,7 +52,7 @@ def sets(name: str | None, as_json: bool, where: Mapping[str, Any]) -> None:
 def alignments(name: str | None, as_json: bool, where: Mapping[str, Any]) -> None:
     """List the alignments, or show NAME: how it was fitted, what it finds of unseen and seen items, and its releases."""
     with open_home(where) as home:
-        say_if_new(home)
+        say_if_new(home, name)
         held = home.alignments()
         names = {one.card.fingerprint: one.name for one in home.sets() if one.card is not None}
     if name is not None:
@@ -74,7 +75,7 @@ def _named(held: "Sequence[Any]", name: str, what: str, kind: type[EmbeddingSetE
     checked_name(name, what)
     of_name = sorted((one for one in held if one.name == name), key=lambda one: bool(one.fault))
     if not of_name:
-        known = ", ".join(dict.fromkeys(one.name for one in held)) or "none"
+        known = names_there(name, (one.name for one in held))
         raise kind(f"expected the name of an {what}, got {name!r}; this home has {known}")
     return of_name[0]
 

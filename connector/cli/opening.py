@@ -9,6 +9,7 @@ import click
 
 from alignment.plurals import counted
 from connector.cli.group import REJECTED
+from connector.errors import NotMigratedError
 from connector.progress import say
 from connector.prose import prose_lines
 from connector.safe_text import for_terminal
@@ -35,13 +36,16 @@ def open_home(where: Mapping[str, Any]) -> "Home":
     return Home(load_settings(where))
 
 
-def say_if_new(home: "Home") -> None:
-    """Say how to begin, if nothing was made in a home yet."""
+def say_if_new(home: "Home", name: object = None) -> None:
+    """Say how to begin, if nothing was made in a home yet.
+
+    Raises:
+        NotMigratedError: nothing was, and something is asked for by `name`.
+    """
     if home.is_new:
-        say(
-            f"{home.settings.home} holds nothing yet: `modalign encode` begins with a corpus of yours, `modalign import` "
-            "with vectors, `modalign demo` with emoji; --home or MODALIGN_HOME names another home"
-        )
+        if name is not None:
+            raise NotMigratedError(home.first_steps, code="home-new")
+        say(home.first_steps)
 
 
 def confirmation(what: str, yes: bool) -> Callable[[str], bool]:

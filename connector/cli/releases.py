@@ -183,7 +183,7 @@ def verify(collection: str | None, full: bool, seed: int | None, as_json: bool, 
     is gone, is named with the reason.
     """
     with open_home(where) as home:
-        say_if_new(home)
+        say_if_new(home, collection)
         reports = home.verify(collection, seed=seed, full=full)
     _print_reports(reports, as_json)
 

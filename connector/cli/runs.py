@@ -54,7 +54,7 @@ def rejects(
     if by_reason + (to is not None) + retry > 1:
         raise click.UsageError("--by-reason, --export and --retry exclude each other")
     with open_home(where) as home:
-        say_if_new(home)
+        say_if_new(home, run)
         rejected = home.rejects(run)
         result = home.retry(rejected.run) if retry and rejected.run is not None else None
     number, rows = rejected.run, [_reject_row(row) for row in rejected.rows]

@@ -53,7 +53,7 @@ def status(
             from connector.cli.releases import repaired  # loads all requests, for an old name of another command
 
             reports = repaired(home, collection, yes, None, False)
-        say_if_new(home)
+        say_if_new(home, collection)
         shown = home.status(collection, runs=limit)
         stored = _stored(home, collection)
         replicas = {} if collection is None else _replicas(home, collection)

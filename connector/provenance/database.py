@@ -60,12 +60,9 @@ class Database:
         opened = cls(url, home)
         try:
             if (found := opened.revision()) != revisions()[-1]:
-                begin = ""
-                if found is None and _sqlite_path(url):
-                    begin = "in a home that holds nothing yet, `modalign encode` and `modalign import` make them; else "
                 raise NotMigratedError(
                     f"database {redacted(url)}: expected the tables of migration {revisions()[-1]}, found "
-                    f"{found or 'none'}; {begin}run `modalign db upgrade`"
+                    f"{found or 'none'}; run `modalign db upgrade`"
                 )
         except ProvenanceError:
             opened.close()

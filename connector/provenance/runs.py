@@ -187,7 +187,11 @@ class Runs:
         with self._database.session() as session:
             row = session.get(RunRow, run_id)
         if row is None:
-            raise ProvenanceError(f"there is no run {run_id}; `modalign status` lists the runs")
+            newest = ", ".join(str(run.id) for run in reversed(self.newest(3))) or "none"
+            raise ProvenanceError(
+                f"there is no run {run_id}; the newest are {newest}; `modalign status` lists the runs",
+                code="no-such-run",
+            )
         return row
 
     def rejects(self, run_id: int) -> list[RejectRow]:

@@ -29,7 +29,6 @@ from alignment.sets.cards import CARD, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
 from connector.errors import (
-    CollectionNotFoundError,
     MismatchError,
     ProvenanceError,
     StoreBusyError,
@@ -54,7 +53,7 @@ from connector.push.session import PushSession
 from connector.releases.points import Item, point_id
 from connector.releases.release import load_release
 from connector.releases.rights import check_may_write, present
-from connector.releases.store_identity import claim_collection, here, record_store
+from connector.releases.store_identity import claim_collection, here, no_release, record_store
 from connector.releases.tombstones import apply_tombstones
 from connector.stores.contract import Store
 
@@ -253,9 +252,7 @@ class Deletion:
         rows = [row for row in self.provenance.releases.find(collection=self.collection) if self._is_here(row)]
         rows = present(self.store, rows)
         if not rows:
-            raise CollectionNotFoundError(
-                f"{self.store.url} has no release of collection {self.collection!r}; `modalign status` lists them"
-            )
+            raise no_release(self.provenance, self.store, self.collection)
         return rows
 
     def _is_here(self, row: ReleaseRow) -> bool:

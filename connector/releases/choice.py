@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence, Set
 
+from alignment.names import names_there
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.provenance.releases import LIVE, PROMOTE, READY, ROLLBACK
 from connector.provenance.tables import PromotionRow, ReleaseRow
@@ -77,7 +78,7 @@ def named_releases(rows: Sequence[ReleaseRow], names: Sequence[str], collection:
     for name in names:
         if name not in known:
             raise CollectionNotFoundError(
-                f"no release {name!r} of collection {collection!r}; it has {', '.join(known)}"
+                f"no release {name!r} of collection {collection!r}; it has {names_there(name, known)}"
             )
     return [known[name] for name in dict.fromkeys(names)]
 

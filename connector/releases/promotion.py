@@ -26,7 +26,6 @@ from typing import Any
 from alignment.metrics import parse
 from alignment.plurals import counted
 from connector.errors import (
-    CollectionNotFoundError,
     GateError,
     MismatchError,
     SettingsError,
@@ -45,7 +44,7 @@ from connector.releases.next_audit import audit_command
 from connector.releases.recorded_settings import differences_in_words
 from connector.releases.release import carries_captions, load_release
 from connector.releases.rights import check_may_manage
-from connector.releases.store_identity import claim_collection, elsewhere, here, record_store
+from connector.releases.store_identity import claim_collection, here, no_release, record_store
 from connector.releases.verify import verify
 from connector.settings import checked_name
 from connector.stores.contract import Store
@@ -108,11 +107,7 @@ class Lifecycle:
         checked_name(self.collection, "collection")
         rows = [row for row in self.provenance.releases.find(**self.place()) if row.dropped_at is None]
         if not rows:
-            other = elsewhere(self.provenance, self.store, self.collection)
-            raise CollectionNotFoundError(
-                f"no release of collection {self.collection!r} in the store {self.store.url}; "
-                f"{other or 'make one with `modalign push`'}"
-            )
+            raise no_release(self.provenance, self.store, self.collection)
         return rows
 
     def exclusive(self, run_id: int, *, timeout: float | None = None) -> AbstractContextManager[Lease]:

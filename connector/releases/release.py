@@ -18,6 +18,7 @@ from typing import Any
 from alignment.metrics import Guarantee, Lowering, Metric, parse
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
+from alignment.names import names_there
 from alignment.retrieval.thresholds import holds
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
@@ -25,7 +26,7 @@ from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import ReleaseRow
 from connector.releases.chain import chain, check_chain, check_row, check_settings
 from connector.releases.fusion import Fusion
-from connector.releases.store_identity import check_owner, elsewhere, here
+from connector.releases.store_identity import check_owner, here, no_release
 from connector.settings import checked_name
 from connector.stores.contract import Store
 from connector.stores.layout import Layout, PayloadKind
@@ -162,23 +163,23 @@ def find_release_row(
     rows = provenance.releases.find(store_id=store_id, collection=collection)
     if which in (LIVE, READY):
         rows = newest(row for row in rows if row.state == which)
-        what = f"no {which} release of collection {collection!r}"
     else:
-        rows = [row for row in rows if row.physical_name == which and row.state != "building" and not row.dropped_at]
-        what = f"no finished release {which} of collection {collection!r}"
+        known = [row for row in rows if row.state != "building" and not row.dropped_at]
+        if known and which not in (names := [row.physical_name for row in known]):
+            raise CollectionNotFoundError(
+                f"no finished release {which!r} of collection {collection!r}; it has {names_there(which, names)}"
+            )
+        rows = [row for row in known if row.physical_name == which]
     metrics = {row.metric: row for row in rows}
     asked = None if metric is None else str(parse(metric))
     chosen = asked or (next(iter(metrics)) if len(metrics) == 1 else DEFAULT_METRIC)
     if chosen not in metrics:
         if metrics:
             raise CollectionNotFoundError(
-                f"{what} under {chosen}; it has {', '.join(sorted(metrics))}; name one of these, or make one with "
-                "`modalign push`"
+                f"no {which} release of collection {collection!r} under {chosen}; it has {', '.join(sorted(metrics))}; "
+                "name one of these, or make one with `modalign push`"
             )
-        known = sorted({row.collection for row in provenance.releases.find(store_id=store_id, state="live")})
-        other = elsewhere(provenance, store, collection) if which == LIVE else ""
-        advice = other or "make one with `modalign push`"
-        raise CollectionNotFoundError(f"{what}; the store {store.url} has {', '.join(known) or 'none'}; {advice}")
+        raise no_release(provenance, store, collection, what=f"{which} release")
     return metrics[chosen]
 
 

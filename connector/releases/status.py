@@ -14,7 +14,7 @@ from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, 
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.lag import Lag, lag_of
 from connector.releases.next_audit import audit_command
-from connector.releases.store_identity import check_owner
+from connector.releases.store_identity import check_owner, no_release
 
 if TYPE_CHECKING:
     from connector.stores.contract import Store
@@ -77,11 +77,7 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
     """
     ever = provenance.releases.find(**({} if collection is None else {"collection": collection}))
     if not ever and collection is not None:
-        known = sorted({row.collection for row in provenance.releases.find(dropped_at=None)})
-        raise CollectionNotFoundError(
-            f"no release of collection {collection!r} was ever made here; SQL has {', '.join(known) or 'none'}; make "
-            "one with `modalign push`"
-        )
+        raise no_release(provenance, None, collection)
     rows = [row for row in ever if row.dropped_at is None]
     alignments = {number: provenance.artifacts.alignment(number) for number in {row.alignment_id for row in rows}}
     encoders = {number: provenance.artifacts.encoders(alignment) for number, alignment in alignments.items()}

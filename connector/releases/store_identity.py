@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from alignment.names import names_there
 from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError, StoreUnavailableError
 from connector.provenance.recorder import Provenance
 from connector.provenance.stores import NO_STORE
@@ -70,6 +71,27 @@ def elsewhere(provenance: Provenance, store: "Store", collection: str) -> str:
     stores = ", ".join(sorted({provenance.stores.address(row.store_id) for row in rows}))
     hint = f"; {_merging(provenance, rows[0].store_id)}" if may_be_here(provenance, rows[0].store_id) else ""
     return f"SQL has it in the store {stores}{hint}"
+
+
+def no_release(
+    provenance: Provenance, store: "Store | None", collection: str, *, what: str = "release"
+) -> CollectionNotFoundError:
+    """Return the error that says that a collection has no release in a store, or in any, and which collections have.
+
+    Args:
+        provenance: where releases are recorded.
+        store: None: any.
+        collection: the name that users give.
+        what: of the release that is missing.
+    """
+    where = {} if store is None else {"store_id": here(provenance, store)}
+    rows = provenance.releases.find(dropped_at=None, **where)
+    of_it = [f"{row.physical_name} ({row.state})" for row in rows if row.collection == collection]
+    known = ", ".join(of_it) or names_there(collection, sorted({row.collection for row in rows}))
+    place = "SQL" if store is None else f"the store {store.url}"
+    other = "" if store is None or of_it else elsewhere(provenance, store, collection)
+    advice = other or ("`modalign status` shows all" if of_it else "make one with `modalign push`")
+    return CollectionNotFoundError(f"no {what} of collection {collection!r} in {place}; it has {known}; {advice}")
 
 
 def owner(provenance: Provenance, row: ReleaseRow) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_what_only_reads_begins_no_home(tmp_path: Path) -> None:
         assert opened.is_new
         assert (opened.status().releases, opened.rejects().rows, opened.sets()) == ([], [], [])
         for read in (opened.lag, lambda: opened.rejects(1), lambda: opened.status("c"), lambda: opened.fit(FIT)):
-            with raises(NotMigratedError, "modalign encode", "modalign db upgrade"):
+            with raises(NotMigratedError, "typo", "modalign encode", "MODALIGN_HOME", code="home-new"):
                 read()
     assert not (tmp_path / "typo").exists()
 

@@ -212,8 +212,8 @@ class TestWhatIsThere:
             session.commit()
         before = audits(home)
         for which, message in (
-            ("live", "no live release of collection 'things'; "),
-            (name, f"no finished release {name} of collection 'things'"),
+            ("live", f"it has {name} (building)"),
+            (name, f"no {name} release of collection 'things'"),
         ):
             ended = modalign(*ASK, "--release", which, "--home", home)
             assert (ended.code, message in ended.error) == (1, True)
@@ -222,11 +222,11 @@ class TestWhatIsThere:
     @pytest.mark.parametrize(
         ("collection", "pairs", "options", "message"),
         [
-            ("nothing", "pairs", [], "no live release of collection 'nothing'; "),
+            ("nothing", "pairs", [], "no live release of collection 'nothing'"),
             ("things", "nothing", [], "is not an embedding set"),
             ("things", "pairs", ["--metric", "dot"], "no live release of collection 'things' under dot; it has cosine"),
             ("things", "pairs", ["--release", "ready"], "no ready release of collection 'things'"),
-            ("things", "pairs", ["--release", "things.cosine"], "no finished release things.cosine of collection"),
+            ("things", "pairs", ["--release", "things.cosine"], "no finished release 'things.cosine' of collection"),
             ("things", "pairs", ["--protocol", "coco-5k"], "protocol coco-5k: expected 5000 images"),
         ],
     )
@@ -238,7 +238,7 @@ class TestWhatIsThere:
 
     def test_a_history_of_nothing(self, untouched: Path) -> None:
         ended = modalign("audit", "nothing", "--history", "--home", untouched)
-        assert (ended.code, ended.error) == (1, "modalign: no release of collection 'nothing' was ever made here")
+        assert (ended.code, ended.error_code) == (1, "collection-not-found")
 
 
 class TestFindings:

@@ -137,6 +137,11 @@ class TestHelp:
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert ended.stdout == "[]\n"
 
+    def test_a_history_loads_nothing_that_measures_searches_or_draws(self, shared: Path) -> None:
+        heavy = ["torch", "scipy", "sklearn", "matplotlib", "PIL", "jinja2", "qdrant_client", "qdrant_edge", "alembic"]
+        asked = ("audit", "things", "--history", "--home", str(shared))
+        assert self.loaded(heavy, asked).endswith("[] 0\n")
+
     def test_a_command_does_not_look_for_garbage_in_what_its_imports_made(self, shared: Path) -> None:
         program = f"""
 import atexit, gc, sys
