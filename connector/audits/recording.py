@@ -54,6 +54,8 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
                 {"direction": own.direction, "about": own.about, "why_not": own.why_not} for own in result.seen_unseen
             ],
         }
+    if result.worse_than_live:
+        settings["worse_than_live"] = [drift.in_words for drift in result.worse_than_live]
     if result.drifts:
         settings["against"] = result.drifts[0].audit
     return provenance.audits.record(

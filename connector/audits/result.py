@@ -136,6 +136,8 @@ class Audit:
         findings: what is not as it should be, and what was not measured, in words.
         verified: points that were read back and compared with the embedding sets.
         drifts: changes against the baseline.
+        worse_than_live: of a ready release, the recalls that are significantly below those of the release that it is to
+            replace, in the newest audit of that one that was made alike.
         failures: requirements that are not met.
         requirements: what had to be met.
         number: of the audit in SQL; 0 before it is recorded.
@@ -153,6 +155,7 @@ class Audit:
     findings: Sequence[str] = ()
     verified: int = 0
     drifts: Sequence[Drift] = ()
+    worse_than_live: Sequence[Drift] = ()
     failures: Sequence[Failure] = ()
     requirements: Sequence[Requirement] = ()
     number: int = 0
@@ -282,7 +285,8 @@ class Audit:
         """What is found, which stage loses what, and what else is not as it should be, a sentence each."""
         found = [sentence for result in self.seen_unseen for sentence in result.in_words]
         lost = [self._remark(stage) for stage in self.blamed]
-        return [*found, *(lost or ["No stage of the search loses more than it may."]), *self.findings]
+        worse = [f"Worse than the live release: {drift.in_words}." for drift in self.worse_than_live]
+        return [*worse, *found, *(lost or ["No stage of the search loses more than it may."]), *self.findings]
 
     def _remark(self, stage: StageSummary) -> str:
         k = self.plan.k

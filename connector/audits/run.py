@@ -7,12 +7,12 @@ from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.modality import DIRECTIONS
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.auditor import audit
-from connector.audits.baseline import Baseline, find_baseline
+from connector.audits.baseline import Baseline, Drift, drifts, find_baseline
 from connector.audits.plan import AuditPlan
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
-from connector.errors import CollectionNotFoundError, MismatchError, StrangePointError
+from connector.errors import CollectionNotFoundError, MismatchError, RequirementError, StrangePointError
 from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.releases import LIVE, READY
@@ -157,7 +157,23 @@ def _measure(
     if unseen := alias_unseen(store, row):
         uncounted.append(f"{unseen[0].upper()}{unseen[1:]}.")
     findings = [*uncounted, *verified.in_words, *_beside_live(row, store, provenance), *result.findings]
-    return replace(result, verified=verified.points, findings=findings)
+    worse = _worse_than_live(row, result, provenance)
+    return replace(result, verified=verified.points, findings=findings, worse_than_live=worse)
+
+
+def _worse_than_live(row: ReleaseRow, result: Audit, provenance: Provenance) -> list[Drift]:
+    """Return the recalls of a ready release that are significantly below those of the live one under its metric.
+
+    None where that one has no audit that was made alike: `--baseline live` refuses, and says how to make one.
+    """
+    if row.state != READY:
+        return []
+    try:
+        live = find_baseline(provenance, row, LIVE, result.plan, result.pairs)
+        changes = drifts(live, result.per_query, kinds=result.per_kind, seed=result.plan.seed)
+    except RequirementError:
+        return []
+    return [drift for drift in changes if drift.value > 0 and drift.name == f"recall@{result.plan.k}"]
 
 
 def _beside_live(row: ReleaseRow, store: Store, provenance: Provenance) -> Iterator[str]:

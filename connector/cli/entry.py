@@ -19,4 +19,7 @@ def main() -> None:
     try:
         run()
     finally:
-        gc.freeze()  # the memory goes with the process
+        # The memory goes with the process. With torch come modules, of triton, that print thousands of bytes on stderr
+        # about objects of theirs that nobody collects.
+        if "torch" not in sys.modules:
+            gc.freeze()

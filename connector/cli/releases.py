@@ -72,6 +72,10 @@ def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, 
             say(f"forced by {switched.promotion.forced_by}: {switched.refused}")
         for difference in switched.differences:
             say(difference)
+        for worse in switched.worse:
+            say(f"{switched.row.physical_name} is worse than what was live: {worse}")
+        if switched.worse:
+            say(f"`modalign rollback {switched.row.collection}` brings back what was live")
     if not result.value:
         collection = given["collection"]
         say(
@@ -249,7 +253,7 @@ def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> No
     if as_json:
         print_json({"run": result.run, "switched": rows})
     elif rows:
-        shown = [{name: value for name, value in row.items() if name != "differences"} for row in rows]
+        shown = [{name: value for name, value in row.items() if name not in ("differences", "worse")} for row in rows]
         print_table(with_blanks(shown), f"run {result.run}")
     else:
         show(f"run {result.run}: nothing is left to switch")

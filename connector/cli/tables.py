@@ -112,6 +112,7 @@ def switched_rows(result: "RunResult[list[AliasSwitch]]") -> list[dict[str, Any]
             "audit": each.promotion.audit_id,
             "forced_by": each.promotion.forced_by,
             "differences": each.differences,
+            "worse": each.worse,
         }
         for each in result.value
     ]

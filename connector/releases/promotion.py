@@ -75,6 +75,8 @@ class AliasSwitch:
         refused: why the audit did not allow it; None unless it was forced.
         lacks: what the previous release holds and this one does not, a sentence for each embedding set.
         differences: how its layout differs from that of the previous release, a sentence for each setting.
+        worse: recalls that its newest audit found significantly below those of the live release, a sentence for each;
+            none of a rollback.
     """
 
     promotion: PromotionRow
@@ -83,6 +85,7 @@ class AliasSwitch:
     refused: str | None
     lacks: list[str]
     differences: list[str]
+    worse: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,8 +388,13 @@ class Lifecycle:
             row, previous = after[promotion.release_id], after.get(promotion.previous_id or 0)
             lacks = self._lacking(row, previous) if previous else []
             differences = layout_differences(previous, row) if previous else []
-            switched.append(AliasSwitch(promotion, row, previous, (refused or {}).get(row.id), lacks, differences))
+            refusal, worse = (refused or {}).get(row.id), self._worse(promotion)
+            switched.append(AliasSwitch(promotion, row, previous, refusal, lacks, differences, worse))
         return switched
+
+    def _worse(self, promotion: PromotionRow) -> list[str]:
+        newest = self.provenance.audits.newest(promotion.release_id) if promotion.kind == PROMOTE else None
+        return list(newest[0].settings.get("worse_than_live", [])) if newest else []
 
     def _set_aliases(self, promotions: Sequence[PromotionRow], aliases: Mapping[str, str]) -> None:
         """Point aliases to collections. If the store refuses all of them, nothing was begun, and SQL says so."""

@@ -54,6 +54,7 @@ def document(result: RunResult[Audit]) -> dict[str, Any]:
             for f in found.failures
         ],
         "drifts": [_drift(drift) for drift in found.drifts],
+        "worse_than_live": [_drift(drift) for drift in found.worse_than_live],
     }
     if info is not None and found.release is not None:
         written |= {

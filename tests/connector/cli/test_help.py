@@ -155,6 +155,20 @@ main()
         assert frozen > 50_000
         assert collections <= 1
 
+    def test_what_came_with_torch_is_collected_at_the_end_because_some_of_it_complains_if_not(
+        self, shared: Path
+    ) -> None:
+        program = f"""
+import atexit, gc, sys, types
+from connector.cli.entry import main
+sys.modules["torch"] = types.ModuleType("torch")
+atexit.register(lambda: print(gc.get_freeze_count(), file=sys.stderr))
+sys.argv = ["modalign", "status", "--home", {str(shared)!r}]
+main()
+"""
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert ended.stderr == "0\n"
+
     @staticmethod
     def loaded(heavy: Sequence[str], words: Sequence[str]) -> str:
         """Run a command in a process of its own; return which of these modules it loaded, and its exit code."""

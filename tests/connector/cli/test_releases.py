@@ -4,12 +4,14 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from alignment.modality import DIRECTIONS
 from alignment.model.alignment import Alignment
 from connector.errors import StoreUnavailableError
 from connector.provenance.recorder import Provenance
@@ -40,6 +42,46 @@ def beside(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--pairs pairs --require 'recall@10>=0.4'`, then `modalign promote things`"
     )
     return home
+
+
+class TestAWorseShadow:
+    """A shadow may pass its requirements and still find less than what is live: audit and promotion say so."""
+
+    @pytest.fixture
+    def home(self, shared: Path, tmp_path: Path) -> Path:
+        """The shared home, whose live release is audited, with a shadow that ranks the worst first."""
+        home = copy_sparse(shared, tmp_path / "home")
+        live = Alignment.load(home / "alignments" / "a")
+        text = live.projections["text"]
+        assert text.weight is not None
+        turned = replace(text, weight=-text.weight)
+        replace(live, projections={**live.projections, "text": turned}).save(home / "alignments" / "worse")
+        done("push", "pairs", "--into", "things", "--alignment", "worse", "--home", home)
+        done("audit", "things", "--pairs", "pairs", "--home", home)
+        return home
+
+    def test_audit_and_promotion_say_so_and_refuse_nothing(self, home: Path) -> None:
+        asked = ("audit", "things", "--release", "ready", "--pairs", "pairs", "--require", "recall@1>=0")
+        (found,) = done(*asked, "--json", "--home", home).document["audits"]
+        assert found["verdict"] == "passed"
+        worse = {(drift["direction"], drift["part"]): drift for drift in found["worse_than_live"]}
+        assert {(direction, "") for direction in DIRECTIONS} <= worse.keys()
+        for drift in worse.values():
+            assert drift["measure"] == "recall@10"
+            assert (drift["against"], drift["significant"]) == (1, True)
+            assert drift["difference"]["high"] < 0
+        assert done(*asked, "--home", home).out.count("Worse than the live release") == len(worse)
+        promoted = done("promote", "things", "--json", "--home", home)
+        (switched,) = promoted.document["switched"]
+        assert len(switched["worse"]) == len(worse)
+        assert all(sentence in promoted.err for sentence in switched["worse"])
+        (back,) = done("rollback", "things", "--json", "--home", home).document["switched"]
+        assert back["worse"] == []
+
+    def test_against_an_audit_that_was_made_otherwise_nothing_is_said(self, home: Path) -> None:
+        asked = ("--gallery", "all", "--release", "ready", "--pairs", "pairs", "--require", "recall@1>=0", "--json")
+        (found,) = done("audit", "things", *asked, "--home", home).document["audits"]
+        assert found["worse_than_live"] == []
 
 
 METRICS = ("cosine", "euclid")
