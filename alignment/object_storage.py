@@ -33,6 +33,14 @@ NOT_STORAGE = (
     *("simplecache", "smb", "tar", "zip"),
 )
 PACKAGES = {"s3fs": "`pip install 'modalign[s3]'`", "gcsfs": "`pip install gcsfs`", "adlfs": "`pip install adlfs`"}
+CREDENTIALS = {
+    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    **dict.fromkeys(("gs", "gcs"), "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`"),
+    **dict.fromkeys(
+        ("az", "abfs", "abfss"), "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key or a login"
+    ),
+}
+NOT_FOUND, DENIED = 404, (401, 403)
 READ_AHEAD = 4 << 20  # bytes of a request where an object is read from its beginning to its end
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _SIGNED = re.compile(r"\?.*=", re.DOTALL)
@@ -381,14 +389,14 @@ class RemotePath:
         """Raise errors of the storage as ours; those of one object stay as they are. No other place does."""
         try:
             yield
-        except FileNotFoundError as error:
-            _raise_if_no_bucket(error, self)
-            raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self)) from error
-        except PermissionError as error:
-            raise PermissionError(errno.EACCES, "the storage does not permit it", str(self)) from error
         except (IsADirectoryError, NotADirectoryError, FileExistsError, StorageError, MissingPackageError, MemoryError):
             raise
         except Exception as error:  # of the package of each storage its own
+            if isinstance(error, FileNotFoundError) or _http_status(error) == NOT_FOUND:
+                _raise_if_no_bucket(error, self)
+                raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self)) from error
+            if isinstance(error, PermissionError) or _http_status(error) in DENIED:
+                raise PermissionError(errno.EACCES, "the storage does not permit it", str(self)) from error
             raise _storage_error(self, error) from error
 
 
@@ -465,10 +473,22 @@ def _status_of(entry: Any) -> Status:
     return Status(int(entry["size"] or 0), int(written.timestamp() * 1e9) if written else 0, is_directory=False)
 
 
-def _raise_if_no_bucket(error: FileNotFoundError, path: RemotePath) -> None:
+def _http_status(error: Exception) -> int | None:
+    """Return the status of the answer behind an error of azure's or Google's packages, as far as it has one."""
+    if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # all that gcsfs keeps of it
+        return 403
+    statuses = (getattr(error, name, None) for name in ("status_code", "code"))
+    return next((status for status in statuses if isinstance(status, int)), None)
+
+
+def _raise_if_no_bucket(error: Exception, path: RemotePath) -> None:
     cause: Any = error.__cause__
-    code = getattr(cause, "response", {}).get("Error", {}).get("Code")
-    if code == "NoSuchBucket":
+    answer = getattr(cause, "response", None)
+    if answer is None:  # only S3 says what is missing
+        missing = not _has_bucket(path.scheme, path.key.parts[0])
+    else:
+        missing = answer.get("Error", {}).get("Code") == "NoSuchBucket"
+    if missing:
         raise StorageError(
             f"{path}: there is no bucket {path.key.parts[0]!r} at this storage; make it, or correct the URL or the "
             "endpoint (AWS_ENDPOINT_URL)",
@@ -476,12 +496,28 @@ def _raise_if_no_bucket(error: FileNotFoundError, path: RemotePath) -> None:
         ) from error
 
 
+_BUCKETS: set[tuple[str, str]] = set()  # that were there, and are not asked for again
+
+
+def _has_bucket(scheme: str, bucket: str) -> bool:
+    """Whether a bucket is there, or may not be looked at."""
+    if (scheme, bucket) not in _BUCKETS:
+        try:
+            there = bool(_file_system(scheme).exists(bucket))
+        except Exception:  # noqa: BLE001  who may read objects need not be allowed to ask for their bucket
+            there = True
+        if not there:
+            return False
+        _BUCKETS.add((scheme, bucket))
+    return True
+
+
 def _storage_error(path: RemotePath, error: Exception) -> StorageError:
     kind = type(error).__name__
-    if "Credential" in kind:
+    if "credential" in f"{kind} {error}".lower():
         return StorageError(
             f"{path}: found no credentials ({kind}); give them as the tools of the storage read them, such as "
-            "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            f"{CREDENTIALS.get(path.scheme, CREDENTIALS['s3'])}",
             code="storage-credentials",
         )
     if kind == "FileExpired" or "PreconditionFailed" in str(error) or "pre-condition" in str(error).lower():
@@ -508,8 +544,7 @@ def _file_system(scheme: str) -> Any:
     except ImportError as error:
         raise MissingPackageError(f"{scheme}:// needs the package fsspec: {PACKAGES['s3fs']}") from error
     try:
-        # fsspec keeps one of each in a process.
-        files = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme.removesuffix("a"), {}))
+        fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         package = next((name for name in PACKAGES if name in str(error)), "")
         install = PACKAGES.get(package, f"install the package that fsspec names: {error}")
@@ -519,6 +554,9 @@ def _file_system(scheme: str) -> Any:
             f"{scheme}://: no file system of fsspec has this name; expected s3, gs, az or another that it knows",
             code="storage-url",
         ) from error
+    try:
+        # fsspec keeps one of each in a process.
+        files = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme.removesuffix("a"), {}))
     except Exception as error:
         raise _storage_error(RemotePath(scheme, PurePosixPath("*")), error) from error
     if hasattr(files, "retries"):

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
 
 from alignment.errors import StorageError
-from alignment.object_storage import as_remote, is_remote, joined, located
+from alignment.object_storage import CREDENTIALS, as_remote, is_remote, joined, located
 from tests.support.errors import raises
 from tests.support.object_storage import Storage
 
@@ -165,6 +167,78 @@ def test_credentials_that_are_refused_are_no_missing_file(storage: Storage, buck
         with raises(StorageError, str(path), code="storage-denied"):
             path.write_bytes(b"")
     assert path.read_bytes() == b"content"
+
+
+class AnswerError(Exception):
+    """What the packages of other storages than S3 raise: an error of their own, with the status of the answer."""
+
+    def __init__(self, status: int):
+        super().__init__(f"answered {status}")
+        self.status_code = status
+
+
+class Failing(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A storage with the bucket `there`, which answers each request about an object with an error."""
+
+    protocol = "failing"
+    cachable = False
+    error: Exception
+
+    def info(self, path: str, **_: Any) -> Any:
+        raise self.error
+
+    def pipe_file(self, path: str, value: bytes, mode: Any = "overwrite", **_: Any) -> None:
+        raise self.error
+
+    def exists(self, path: str, **_: Any) -> bool:
+        return path.strip("/") == "there"
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    return lambda error: monkeypatch.setattr(Failing, "error", error, raising=False)
+
+
+FORBIDDEN = OSError("Forbidden: https://host/bucket/a\nthe caller lacks storage.objects.get")
+
+
+@pytest.mark.parametrize("error", [AnswerError(401), AnswerError(403), FORBIDDEN, PermissionError()])
+def test_any_storage_may_forbid(answers: Callable[[Exception], None], error: Exception) -> None:
+    answers(error)
+    path = located("failing://there/a")
+    with pytest.raises(PermissionError):
+        path.exists()
+    with raises(StorageError, str(path), code="storage-denied"):
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("error", [AnswerError(404), FileNotFoundError()])
+def test_any_storage_may_lack_an_object_or_its_bucket(answers: Callable[[Exception], None], error: Exception) -> None:
+    answers(error)
+    assert not located("failing://there/a").exists()
+    for ask in (located("failing://nowhere/a").exists, lambda: located("failing://nowhere/a").write_bytes(b"")):
+        with raises(StorageError, "nowhere", code="bucket-missing"):
+            ask()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("error", [AnswerError(503), ConnectionError("reset")])
+def test_any_storage_may_not_answer(answers: Callable[[Exception], None], error: Exception) -> None:
+    answers(error)
+    with raises(StorageError, "failing://there/a", code="storage-unavailable"):
+        located("failing://there/a").exists()
+
+
+def test_credentials_that_are_not_there_are_asked_for(
+    answers: Callable[[Exception], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_credentials(self: Any, **_: Any) -> None:
+        raise ValueError("Must provide either a connection_string or account_name with credentials!!")
+
+    monkeypatch.setattr(Failing, "__init__", no_credentials)
+    monkeypatch.setitem(CREDENTIALS, "failing", "FAILING_KEY")
+    with raises(StorageError, "FAILING_KEY", code="storage-credentials"):
+        located("failing://bucket/a")
 
 
 def test_a_connection_that_is_cut_gives_no_half_object(storage: Storage, bucket: str) -> None:
