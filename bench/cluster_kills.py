@@ -40,14 +40,15 @@ ASKED = (
     "points, rows and vectors of the set, points in the ledger, and rejects of the last run."
 )
 
-ITEMS, MACHINES = 4_000, 3
-MACHINE_KILLS, DRIVER_KILLS = 3, 2
-ITEM_SECONDS = 0.04
-BETWEEN_KILLS = (0.03, 0.1)  # share of the items that is encoded between two kills
+ITEMS, MACHINES = 20_000, 3
+MACHINE_KILLS, DRIVER_KILLS = 20, 5
+ITEM_SECONDS = 0.1
+BETWEEN_KILLS = (0.01, 0.03)  # share of the items that is encoded between two kills
 UNIT_BYTES = 1 << 14  # some 200 rows
 SEED = 0
 SPEC = "bench.instant_encoder:Instant"
 NAME = "kills"
+LAYOUT = {"indexing_threshold": 100 * ITEMS}  # building a graph is the engine's work, and takes most of the time
 
 
 def settings_of(home: Path) -> Settings:
@@ -87,7 +88,7 @@ def ingest(home: Path, corpus: Path, on: str) -> None:
     """What a driver does."""
     line_ranges.UNIT_BYTES = UNIT_BYTES
     with Home(settings_of(home)) as opened:
-        opened.ingest(IngestRequest(corpus=corpus, into=NAME, alignment=NAME, on=on))
+        opened.ingest(IngestRequest(corpus=corpus, into=NAME, alignment=NAME, on=on, layout=LAYOUT))
 
 
 def left(home: Path) -> dict[str, Any]:
@@ -133,14 +134,16 @@ class Ingesting:
     def start(self, on: str) -> "subprocess.Popen[bytes]":
         self.drivers += 1
         command = [sys.executable, "-m", "bench.cluster_kills", str(self.home), str(self.corpus), on]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with (self.home / "drivers.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
 
     def finish(self, driver: "subprocess.Popen[bytes]", on: str) -> None:
         """Wait for a driver, and run another one while they fail."""
         while driver.wait():
             self.failures += 1
             if self.failures > DRIVER_KILLS:
-                raise RuntimeError(f"{self.failures} drivers failed by themselves")
+                log = (self.home / "drivers.log").read_text(encoding="utf-8")
+                raise RuntimeError(f"{self.failures} drivers failed by themselves:\n{log}")
             driver = self.start(on)
         self.seconds = time.monotonic() - self._started
 

@@ -19,4 +19,4 @@ class Figure:
 
     def __str__(self) -> str:
         sign = "<=" if self.at_most else ">="
-        return f"{'met   ' if self.met else 'MISSED'}  {self.value:8.3f}  (target {sign} {self.target:g})  {self.what}"
+        return f"{'met   ' if self.met else 'MISSED'}  {self.value:8.4g}  (target {sign} {self.target:g})  {self.what}"

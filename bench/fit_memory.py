@@ -14,18 +14,26 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from alignment.fitting.closed_forms import LANDMARKS, PAIRS
+from alignment.fitting import split
+from alignment.fitting.closed_forms import CLOSED_FORMS, LANDMARKS, PAIRS
 from alignment.fitting.fit import fit
+from alignment.fitting.folds import Folds
+from alignment.fitting.methods import Fitter, candidates
+from alignment.fitting.moments import Moments
+from alignment.fitting.pairs import cell_moments
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.cards import EncoderCard, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.sets.rows import Rows
-from alignment.sets.writer import SetWriter
+from alignment.sets.hold_out import HoldOut
+from alignment.sets.rows import IDENTITY
+from alignment.sets.shards import PARQUET
 from bench.figure import Figure
 
 # What both sides of a figure are asked.
@@ -38,26 +46,32 @@ ASKED = (
 SIZES = (250_000, 500_000, 1_000_000)
 METHODS = ("ridge", "rcca", "kcca")
 DIMS: dict[Modality, int] = {"image": 512, "text": 384}
-LATENT, NOISE, SHARD, FITTED = 64, 0.5, 1024, 0.75
+LATENT, NOISE, SHARD, FITTED = 64, 0.5, 4096, 0.75
 FITS = 3
 MANY, MOST_GIB = 10_000_000, 3.0
+AGREEING, WORKERS = 100_000, 4  # pairs, and workers, of which results are compared
 
 
 def write(path: Path, pairs: int) -> None:
-    """Write a set of so many pairs."""
-    maps = {m: np.random.default_rng(0).standard_normal((LATENT, dim), np.float32) for m, dim in DIMS.items()}
-    cards = {m: EncoderCard(f"bench-{m}", "0" * 64, dim) for m, dim in DIMS.items()}
-    with SetWriter(path, corpus="bench", encoders=cards, dtype="float16") as writer:
-        for start in range(0, pairs, SHARD):
-            rng = np.random.default_rng(start)
-            Z = rng.standard_normal((min(SHARD, pairs - start), LATENT), np.float32)
-            keys = [f"item-{row:09}" for row in range(start, start + len(Z))]
-            hashes = [f"{row:064x}" for row in range(start, start + len(Z))]
-            for modality, dim in DIMS.items():
-                noise = rng.standard_normal((len(Z), dim), np.float32)
-                vectors = Z @ maps[modality] / np.float32(LATENT**0.5) + NOISE * noise
-                writer.append(Rows(modality, keys, keys, hashes, ["{}"] * len(keys), vectors.astype(np.float32)))
-        writer.finish()
+    """Write a set of so many pairs, without waiting for the disk; noise comes again after some shards, shifted."""
+    rng, texts = np.random.default_rng(0), pa.string()
+    maps = {m: rng.standard_normal((LATENT, dim), np.float32) / np.float32(LATENT**0.5) for m, dim in DIMS.items()}
+    noises = {m: NOISE * rng.standard_normal((16 * SHARD, dim), np.float32) for m, dim in DIMS.items()}
+    path.mkdir()
+    for number, start in enumerate(range(0, pairs, SHARD)):
+        rows = range(start, min(start + SHARD, pairs))
+        Z = rng.standard_normal((len(rows), LATENT), np.float32)
+        keys, hashes = pa.array([f"item-{row:09}" for row in rows]), pa.array([f"{row:064x}" for row in rows])
+        payloads = pa.array(["{}"] * len(rows), texts)
+        for modality, dim in DIMS.items():
+            shift = rng.integers(15 * SHARD)
+            vectors = torch.from_numpy(Z @ maps[modality] + noises[modality][shift : shift + len(rows)]).half().numpy()
+            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
+            table = pa.table([keys, keys, hashes, payloads, column], names=[*IDENTITY, "vector"])
+            pq.write_table(table, path / f"{modality}-{number:06}.parquet", **PARQUET)
+    encoders = {m: EncoderCard(f"bench-{m}", "0" * 64, dim) for m, dim in DIMS.items()}
+    counts = dict.fromkeys(MODALITIES, pairs)
+    SetCard(path.name, "bench", encoders, "float16", counts, complete=True, fingerprint=f"{pairs:064x}").write(path)
 
 
 def fitted(made: EmbeddingSet, method: str) -> None:
@@ -108,6 +122,51 @@ def kernel_work(pairs: int) -> None:
     torch.linalg.svd(grams[2])
 
 
+def held_fit(made: EmbeddingSet, method: str, held_bytes: int) -> list[np.ndarray]:
+    """Fit the first candidate of a method on the training pairs, which are held in memory up to so many bytes."""
+    with patch.object(split, "HELD_BYTES", held_bytes):
+        training = split.training_and_test([made], HoldOut()).training
+    if training.image.is_stored == bool(held_bytes):
+        raise RuntimeError(f"expected pairs {'in memory' if held_bytes else 'on disk'}")
+    device = torch.device("cpu")
+    fitter = Fitter(method, training, device, pairs=Folds(training, 4, 0, device).pairs())
+    projections = fitter.fit(candidates(method, *DIMS.values())[0])
+    return [tensor for projection in projections for tensor in projection.tensors().values()]
+
+
+def part_moments(path: Path, part: int, parts: int) -> Moments:
+    """Moments of one of so many parts of the training pairs, as a worker computes them."""
+    with patch.object(split, "HELD_BYTES", 0):
+        training = split.training_and_test([EmbeddingSet(path, SetCard.read(path))], HoldOut()).training
+    rows = training.pair_rows()
+    own = np.array_split(rows[0], parts)[part], np.array_split(rows[1], parts)[part]
+    cells = np.zeros(len(own[0]), np.int64)
+    return cell_moments(training, own, cells, 1, torch.device("cpu"), products=True)[0]
+
+
+def apart(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """The largest difference, as a share of the largest number of the same array."""
+    return max(float(abs(one - other).max() / abs(other).max()) for one, other in zip(ones, others, strict=True))
+
+
+def agreement(path: Path) -> Iterator[Figure]:
+    """Compare fits from shards with those in memory, and moments of four parts with those of one pass."""
+    made = EmbeddingSet(path, SetCard.read(path))
+    for method in (name for name in CLOSED_FORMS if candidates(name, *DIMS.values())):
+        difference = apart(held_fit(made, method, 0), held_fit(made, method, 1 << 40))
+        yield Figure(
+            f"{method} of {AGREEING:,} pairs, weights from shards beside memory", difference, 1e-6, at_most=True
+        )
+    a, b, c, d = (part_moments(path, part, WORKERS) for part in range(WORKERS))
+    tree, one = (a + b) + (c + d), part_moments(path, 0, 1)
+    if tree.pairs != one.pairs:
+        raise RuntimeError(f"expected {one.pairs} pairs, got {tree.pairs}")
+    difference = apart([*tree.means, *tree.products], [*one.means, *one.products])
+    yield Figure(
+        f"moments of {AGREEING:,} pairs, by a tree of {WORKERS} workers beside one", difference, 1e-10, at_most=True
+    )
+
+
 STEPS = {"fit": fitted, "read": read, "matrices": matrix_work}
 
 
@@ -115,6 +174,8 @@ def figures(sizes: Sequence[int] = SIZES) -> Iterator[Figure]:
     """Measure every method at every size; say what ten millions would take, by the slope."""
     peaks: dict[str, list[float]] = {method: [] for method in METHODS}
     with tempfile.TemporaryDirectory() as name:
+        write(Path(name) / "agreeing", AGREEING)
+        yield from agreement(Path(name) / "agreeing")
         for pairs in sizes:
             path = Path(name) / str(pairs)
             write(path, pairs)

@@ -123,7 +123,7 @@ def cross_validate(
         FitError: too few folds or groups, or no method that applies.
     """
     task = replace(task, deadline=None if budget is None else time.monotonic() + budget)
-    groups, parts = data.groups, parts or Folds(data, folds, task.seed, device)
+    parts = parts or Folds(data, folds, task.seed, device)
     racing = _applicable(methods, data, progress)
     pace = _Pace({name: _rounds(len(entered), folds) for name, entered in racing.items()}, progress)
     products = any(map(uses_products, racing))
@@ -134,7 +134,7 @@ def cross_validate(
         parts.reserve_drawn()
     parts.read(products=products)
     for number, (part, judge) in enumerate(zip(parts.parts, judges, strict=True), start=1):
-        fitting = data.only(np.setdiff1d(groups, part))
+        fitting = data.without(part)
         fold = _Fold(f"fold {number} of {folds}", fitting, parts.without(part), judge.read())
         scored, stopped = _race(fold, racing, device, task, pace, first=number == 1)
         if stopped:
@@ -198,7 +198,7 @@ class _Judges:
     def drawn(cls, parts: Folds, part: IntArray, seed: int) -> "_Judges":
         """Draw those of one part."""
         data = parts.data
-        both = SeenUnseen.sampled(data.only(np.setdiff1d(data.groups, part)), data.only(part), seed)
+        both = SeenUnseen.sampled(data.without(part), data.only(part), seed)
         both.data.reserve()
         return cls(data.only(part[:VALIDATION_GROUPS]).bounded(MOST_ITEMS).reserve(), both)
 

@@ -10,7 +10,7 @@ from alignment.errors import FitError
 from alignment.fitting.closed_forms import PAIRS
 from alignment.fitting.moments import Moments
 from alignment.fitting.pairs import Pairs, cell_moments
-from alignment.retrieval.grouped import GroupedEmbeddings
+from alignment.retrieval.grouped import GroupedEmbeddings, is_among
 from alignment.retrieval.ranks import IntArray
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Folds:
             self.read(products=products)
             return reduce(add, (own for cell, own in enumerate(self._moments) if cell not in left_out))
 
-        kept = ~np.isin(self._cells, left_out)
+        kept = ~is_among(self._cells, left_out)
         return Pairs(self.data, self._device, (self._rows[0][kept], self._rows[1][kept]), moments)
 
 

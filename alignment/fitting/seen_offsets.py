@@ -89,7 +89,7 @@ class GapSample:
         if not any(chosen.shares.values()):
             return None
         parts = parts or Folds(known, folds, task.seed, device)
-        fitting = known.only(np.setdiff1d(known.groups, parts.left_out))
+        fitting = known.without(parts.left_out)
         fitter = Fitter(chosen.method, fitting, device, task, parts.without(parts.left_out))
         other = fitter.fit(chosen.hyperparameters)
         both = left_out_sample(parts, task.seed).read()
@@ -138,7 +138,7 @@ class GapSample:
 def left_out_sample(parts: Folds, seed: int) -> SeenUnseen:
     """Return some of the groups that are left out, and some of the others."""
     data, left_out = parts.data, parts.left_out
-    return SeenUnseen.sampled(data.only(np.setdiff1d(data.groups, left_out)), data.only(left_out), seed)
+    return SeenUnseen.sampled(data.without(left_out), data.only(left_out), seed)
 
 
 def _costs(scores: DirectionScores, offsets: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ from alignment.fitting.stored import ShardParts, StoredEmbeddings, StoredVectors
 from alignment.modality import MODALITIES, Modality
 from alignment.model.seen_items import Prefixes, SeenItems, prefixes
 from alignment.plurals import counted
-from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings, common_groups, is_among
 from alignment.retrieval.ranks import IntArray, group_codes
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
@@ -69,14 +69,17 @@ class Identities:
                     found.append(prefixes(table.column("content_sha256").to_pylist()))
             contents[modality] = np.concatenate(found)
             counts.append(len(contents[modality]))
-        encoded = pa.chunked_array(names, pa.large_string()).combine_chunks().dictionary_encode()
+        encoded = pa.chunked_array(names, pa.large_string()).dictionary_encode()
         del names
-        order = pc.sort_indices(encoded.dictionary).to_numpy()
+        distinct = encoded.chunk(encoded.num_chunks - 1).dictionary  # the last one holds those of all
+        indices = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+        del encoded
+        order = pc.sort_indices(distinct).to_numpy()
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
-        codes = rank[encoded.indices.to_numpy()]
+        codes = rank[indices]
         groups = dict(zip(MODALITIES, np.split(codes, [counts[0]]), strict=True))
-        return cls(encoded.dictionary.take(pa.array(order)), groups, contents)
+        return cls(distinct.take(pa.array(order)), groups, contents)
 
     def held_out(self, hold_out: HoldOut) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Say of each group whether it is held out (g,)."""
@@ -97,7 +100,7 @@ def training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut) -> Split:
     groups = identities.groups
     held = np.flatnonzero(identities.held_out(hold_out))
     training, test, unpaired = _split_groups(groups, held)
-    seen = {m: SeenItems(np.unique(identities.contents[m][np.isin(groups[m], training)])) for m in MODALITIES}
+    seen = {m: SeenItems(np.unique(identities.contents[m][is_among(groups[m], training)])) for m in MODALITIES}
     del identities
     parts = {m: ShardParts(sets, m) for m in MODALITIES}
     if sum(len(groups[m]) * own.dim * np.float32().itemsize for m, own in parts.items()) <= HELD_BYTES:
@@ -150,9 +153,10 @@ def _split_groups(groups: Mapping[Modality, IntArray], held: IntArray) -> tuple[
         groups: codes of the items of each modality.
         held: those that are held out.
     """
-    paired = np.intersect1d(groups["image"], groups["text"])
-    unpaired = sum(int((~np.isin(groups[m], paired)).sum()) for m in MODALITIES)
-    training, test = np.setdiff1d(paired, held), np.intersect1d(paired, held)
+    paired = common_groups(groups["image"], groups["text"])
+    unpaired = sum(len(groups[m]) - int(is_among(groups[m], paired).sum()) for m in MODALITIES)
+    is_held = is_among(paired, held)
+    training, test = paired[~is_held], paired[is_held]
     if not len(test) or not len(training):
         raise FitError(
             f"of {counted(len(paired), 'group')} that hold both images and texts, {len(training)} are left to "

@@ -72,7 +72,7 @@ class GroupedEmbeddings:
     @property
     def groups(self) -> IntArray:
         """Groups that hold both, ascending."""
-        return np.intersect1d(self.image.groups, self.text.groups)
+        return common_groups(self.image.groups, self.text.groups)
 
     def side(self, modality: Modality) -> ModalityEmbeddings:
         """Return the embeddings of one modality."""
@@ -80,7 +80,12 @@ class GroupedEmbeddings:
 
     def only(self, groups: IntArray) -> "GroupedEmbeddings":
         """Keep the items of these groups."""
-        return GroupedEmbeddings(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))
+        return GroupedEmbeddings(*(side.where(is_among(side.groups, groups)) for side in (self.image, self.text)))
+
+    def without(self, groups: IntArray) -> "GroupedEmbeddings":
+        """Keep the items of the other groups that hold both."""
+        own = self.groups
+        return self.only(own[~is_among(own, groups)])
 
     def bounded(self, most: int) -> "GroupedEmbeddings":
         """Keep at most so many items a modality, drawn evenly from its groups; at least one of every group stays."""
@@ -97,12 +102,13 @@ class GroupedEmbeddings:
 
     def pair_rows(self) -> PairRows:
         """Return the rows of the pairs, (n,) of images and (n,) of texts; every group must have both."""
-        counted = [np.unique(side.groups, return_counts=True) for side in (self.image, self.text)]
-        longest = np.maximum(counted[0][1], counted[1][1])  # (g,)
+        codes = 1 + max(int(side.groups.max(initial=-1)) for side in (self.image, self.text))
+        counted = [np.bincount(side.groups, minlength=codes) for side in (self.image, self.text)]
+        longest = np.maximum(*counted)  # (g,)
         group = np.repeat(np.arange(len(longest)), longest)  # (n,)
         place = np.arange(len(group)) - np.repeat(np.cumsum(longest) - longest, longest)  # (n,), within the group
         rows = []
-        for side, (_codes, counts) in zip((self.image, self.text), counted, strict=True):
+        for side, counts in zip((self.image, self.text), counted, strict=True):
             order = np.argsort(side.groups, kind="stable")
             rows.append(order[(np.cumsum(counts) - counts)[group] + place % counts[group]])
         return rows[0], rows[1]
@@ -134,6 +140,20 @@ class GroupedEmbeddings:
         t2i = ranks(text.vectors, image.vectors, text.groups, image.groups, metric=metrics["image"])
         i2t = ranks(image.vectors, text.vectors, image.groups, text.groups, metric=metrics["text"])
         return t2i, i2t
+
+
+def is_among(codes: IntArray, groups: IntArray) -> npt.NDArray[np.bool_]:
+    """Say of n codes which are some of `groups` (n,): by a table of all codes, because these are dense."""
+    table = np.zeros(1 + max(codes.max(initial=-1), groups.max(initial=-1)), np.bool_)
+    table[groups] = True
+    found: npt.NDArray[np.bool_] = table[codes]
+    return found
+
+
+def common_groups(one: IntArray, other: IntArray) -> IntArray:
+    """Return the codes that occur in both, ascending."""
+    every = np.arange(1 + min(one.max(initial=-1), other.max(initial=-1)))
+    return every[is_among(every, one) & is_among(every, other)]
 
 
 def _is_sound(side: ModalityEmbeddings) -> npt.NDArray[np.bool_]:

@@ -63,6 +63,7 @@ class SetWriter:
         self.path = path
         self.card = SetCard(path.name, corpus, dict(encoders), dtype)
         self._made = False
+        self._numbers: dict[Modality, int] = {}
         self._lock = lock or _file_lock(path)
         self._held = ExitStack()
         self._raise_if_lost: Callable[[], None] = lambda: None
@@ -111,11 +112,18 @@ class SetWriter:
         if self.card.complete:
             self.card = replace(self.card, complete=False, fingerprint="")
         self.card.write(self.path)
-        existing = shard_paths(self.path, rows.modality)
-        number = int(existing[-1].stem.rpartition("-")[2]) + 1 if existing else 0
+        number = self._next_number(rows.modality)
         path = self.path / f"{rows.modality}-{number:06d}.parquet"
         write_shard(path, rows, self.card.dtype)
+        self._numbers[rows.modality] = number + 1
         return path
+
+    def _next_number(self, modality: Modality) -> int:
+        """Return the number of the next shard. The directory is listed once: a large set has a million shards."""
+        if modality not in self._numbers:
+            existing = shard_paths(self.path, modality)
+            self._numbers[modality] = int(existing[-1].stem.rpartition("-")[2]) + 1 if existing else 0
+        return self._numbers[modality]
 
     def drop(self, shard: Path, modality: Modality, rows: set[int]) -> None:
         """Rewrite `shard` without the rows with these numbers; the file goes when no row is left."""

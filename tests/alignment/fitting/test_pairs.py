@@ -96,6 +96,23 @@ def test_a_pair_is_of_one_group_and_every_item_takes_part(seed: int, groups: int
 
 
 @settings(max_examples=50)
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)), st.lists(st.integers(0, 12)))
+def test_items_are_kept_and_left_out_by_their_groups(images: list[int], texts: list[int], chosen: list[int]) -> None:
+    sides = [
+        ModalityEmbeddings(np.arange(len(codes), dtype=np.float32)[:, None], np.array(codes, np.int64))
+        for codes in (images, texts)
+    ]
+    data, groups = GroupedEmbeddings(*sides), np.array(chosen, np.int64)
+    both = sorted(set(images) & set(texts))
+    assert data.groups.tolist() == both
+    for found, kept in ((data.only(groups), set(chosen)), (data.without(groups), set(both) - set(chosen))):
+        for side, codes in ((found.image, images), (found.text, texts)):
+            rows = [row for row, code in enumerate(codes) if code in kept]
+            assert side.groups.tolist() == [codes[row] for row in rows]
+            assert side.vectors[:, 0].tolist() == rows
+
+
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 80))
 def test_items_are_left_out_of_the_largest_groups(seed: int, sizes: list[int], most: int) -> None:
     codes = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))

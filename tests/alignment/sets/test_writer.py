@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from alignment.errors import EmbeddingSetError, SetBusyError
+from alignment.modality import Modality
+from alignment.sets import writer as module
 from alignment.sets.cards import CARD, EncoderCard, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import IDENTITY, Rows
@@ -55,6 +57,21 @@ def test_shards_are_numbered_on_even_where_one_has_gone(tmp_path: Path) -> None:
         assert out.append(some("image", 1, 9, "n")).name == "image-000003.parquet"
         assert out.append(some("text", 1)).name == "text-000000.parquet"
     assert shard_paths(tmp_path / "s", "image") == [names[0], names[2], tmp_path / "s" / "image-000003.parquet"]
+
+
+def test_a_set_of_many_shards_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = []
+
+    def listing(path: Path, modality: Modality) -> list[Path]:
+        listed.append(modality)
+        return shard_paths(path, modality)
+
+    fake_set(tmp_path / "s", some("image", 2))
+    monkeypatch.setattr(module, "shard_paths", listing)
+    with writer(tmp_path / "s", encoders={}) as out:
+        names = [out.append(some("image", 1, i, str(i))).name for i in range(3)]
+    assert names == [f"image-00000{i}.parquet" for i in range(1, 4)]
+    assert listed == ["image"]
 
 
 def test_dropped_rows_are_gone_and_the_others_stay(tmp_path: Path) -> None:
