@@ -32,10 +32,7 @@ AUDIT: click.Command = cli.cli.commands["audit"]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audit]:
     """An audit under a metric that has every stage but quantization, and certificates."""
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as world,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as world:
         world.alignment()
         world.push(world.set("s", *several(120)), metrics=["chi2"])
         yield audit(opened(world, "chi2"), world.store, the_set(world), queries="all")

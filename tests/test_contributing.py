@@ -108,8 +108,8 @@ def test_it_is_exported(example: Metric) -> None:
     assert all(graph.difference < 1e-5 for graph in export(alignment(), example))
 
 
-def test_it_is_served(example: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+def test_it_is_served(example: Metric, tmp_path: Path) -> None:
+    with opened_world("edge", tmp_path) as world:
         world.alignment()
         images, texts = pairs(30, noise=0.3)
         world.push(world.set("s", images, texts), metrics=["correlation"])
@@ -131,10 +131,8 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Measure:
 
 
 @pytest.mark.usefixtures("measure")
-def test_a_measure_of_one_entry_is_everywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+def test_a_measure_of_one_entry_is_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened_world("edge", tmp_path) as world:
         world.alignment()
         world.push(world.set("s", *pairs(30)))
         release, embedding_set = opened(world), the_set(world)

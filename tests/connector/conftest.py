@@ -7,6 +7,9 @@ import pytest
 from tests.support.cli import SPECS, N, done
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.sparse_copy import copy_sparse
+from tests.support.world import world_over
+
+world = world_over()
 
 
 @pytest.fixture(scope="session")

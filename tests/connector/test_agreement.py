@@ -36,7 +36,7 @@ def small_samples() -> None:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A home with a set whose pairs are linear with noise, and the alignment `auto` as a fit makes it, live."""
-    with pytest.MonkeyPatch.context() as patched, opened_world("edge", tmp_path_factory.mktemp("w"), patched) as world:
+    with opened_world("edge", tmp_path_factory.mktemp("w")) as world:
         points = latent(N)
         bent = np.tanh(points) + 0.3 * points[:, ::-1] ** 2  # so that methods differ
         made = world.set(
@@ -143,7 +143,7 @@ def test_compare_advises_what_a_fit_takes(embedding_set: EmbeddingSet, fitted: A
 
 @pytest.mark.parametrize(("private", "advised"), [(0.0, "caption"), (3.0, "image")])
 def test_compare_and_an_audit_find_and_advise_the_same_of_captions(
-    private: float, advised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    private: float, advised: str, tmp_path: Path
 ) -> None:
     """By image, by caption and by both, of the same queries; also where captions say what no projection keeps."""
     points, items = latent(N), [str(number) for number in range(N)]
@@ -153,7 +153,7 @@ def test_compare_and_an_audit_find_and_advise_the_same_of_captions(
     said = private * np.random.default_rng(3).standard_normal((N, len(outside))) @ outside
     made_of = np.concatenate([text + said for text in texts]).astype(np.float32)
     captions = rows("text", made_of, keys=[f"{key}#{place}" for place in range(2) for key in items], groups=items * 2)
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+    with opened_world("edge", tmp_path) as world:
         made = world.set("s", rows("image", embedded("image", points, noise=0.1 if private else 2.0)), captions)
         fit([made], method="ridge", device="cpu").save(world.home / "alignments" / "ridge")
         world.push(made, "ridge")

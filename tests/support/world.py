@@ -45,7 +45,6 @@ from connector.provenance.releases import Releases
 from connector.provenance.tables import BatchRow, ReleaseRow
 from connector.push.session import push
 from connector.releases.release import Release, open_release
-from connector.stores import qdrant_readiness
 from connector.stores.collection import CollectionConfig, CollectionInfo, SettingDifference
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
@@ -373,15 +372,12 @@ def points_of(n: int) -> list[str]:
 
 
 @contextmanager
-def opened_world(
-    kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest | None = None
-) -> Iterator[World]:
+def opened_world(kind: str, directory: Path, request: pytest.FixtureRequest | None = None) -> Iterator[World]:
     """A world over Qdrant Edge, the client's local mode, or a server, which it empties.
 
     Args:
         kind: one of KINDS or LIVE.
         directory: its home.
-        monkeypatch: undoes what makes it quick.
         request: of a test that may run over LIVE, to start the server with.
     """
     store: Store
@@ -391,7 +387,6 @@ def opened_world(
         store = LocalModeStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     else:
         assert request is not None
-        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.02)
         store = request.getfixturevalue("own_server").connect(kind)
         for left in store.collections():
             store.drop(left)
@@ -399,6 +394,18 @@ def opened_world(
         world = World(directory, store)
         with world.provenance:
             yield world
+
+
+def world_over(*kinds: Any) -> Callable[..., Iterator[World]]:
+    """A fixture `world` over each of these kinds, or the one that a test gives it, with an alignment `a`."""
+
+    @pytest.fixture(params=kinds or None)
+    def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+        with opened_world(getattr(request, "param", "edge"), tmp_path, request) as opened:
+            opened.alignment()
+            yield opened
+
+    return world
 
 
 class LocalModeStore(QdrantStore):

@@ -63,20 +63,10 @@ RESCORED = ["chi2", "js", "mol", "mlp"]
 
 
 # Over the engine alone: the client's imitation of a server has no index, and its scores differ from call to call.
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as opened:
-        opened.alignment()
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A world with releases under every metric that no test changes."""
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as opened,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as opened:
         opened.alignment()
         opened.push(opened.set("s", *several(N)), metrics=ALL)
         yield opened

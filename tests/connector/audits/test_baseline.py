@@ -258,10 +258,7 @@ class TestTheRequirement:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A release with five audits: two alike, one of another gallery, one of other pairs, one that is broken."""
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as opened,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as opened:
         opened.alignment()
         opened.push(opened.set("s", *pairs(N)), metrics=["cosine", "dot"])
         opened.set("t", *pairs(N))

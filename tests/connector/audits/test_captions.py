@@ -73,10 +73,7 @@ def small_samples() -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as world,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as world:
         world.alignment(**OURS)
         world.push(world.set("s", *parts()), metrics=METRICS)
         yield world
@@ -155,11 +152,9 @@ class TestWhatIsMeasured:
         assert kinds[WORDS_SHARED] == expected > 0
         assert kinds[WORDS_SHARED] + kinds[WORDS_OWN] == kinds[CAPTIONED]
 
-    def test_items_with_captions_are_counted_among_the_images_of_the_collection(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_items_with_captions_are_counted_among_the_images_of_the_collection(self, tmp_path: Path) -> None:
         more = rows("image", embedded("image", latent(15, seed=8)), keys=[f"more {number}" for number in range(15)])
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+        with opened_world("edge", tmp_path) as world:
             world.alignment(hold_out=OURS["hold_out"])
             world.push(world.set("s", *parts()), metrics=["cosine"])
             world.push(world.set("more", more), metrics=["cosine"])
@@ -171,10 +166,7 @@ class TestWhatIsMeasured:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Things of which each has one caption."""
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("single"), patched) as world,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("single")) as world:
         world.alignment(**OURS)
         world.push(world.set("s", *with_one()), metrics=["cosine"])
         yield world
@@ -220,14 +212,12 @@ class TestItemsWithOneCaption:
         assert not found.paraphrased
         assert PARAPHRASED not in {kind.kind for kind in found.kinds}
 
-    def test_a_few_items_with_several_captions_ask_before_all_others(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_few_items_with_several_captions_ask_before_all_others(self, tmp_path: Path) -> None:
         numbers = [*range(250), *range(8), *range(8)]
         keys = [f"{number}#{place}" for place, number in enumerate(numbers)]
         texts = embedded("text", latent(250)[numbers] + 0.1 * latent(len(numbers), seed=3))
         captions = rows("text", texts, keys=keys, groups=[str(number) for number in numbers])
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+        with opened_world("edge", tmp_path) as world:
             world.alignment(hold_out=OURS["hold_out"])
             world.push(world.set("s", rows("image", embedded("image", latent(250))), captions), metrics=["cosine"])
             found = audit(opened(world), world.store, the_set(world), queries="all").captions
@@ -255,10 +245,8 @@ class TestRequirements:
         with raises(RequirementError, text, "by image, by caption, by fused"):
             self.of(single, text)
 
-    def test_a_release_without_captions_beside_images_has_none_of_them(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+    def test_a_release_without_captions_beside_images_has_none_of_them(self, tmp_path: Path) -> None:
+        with opened_world("edge", tmp_path) as world:
             world.alignment(**OURS)
             world.push(world.set("s", *with_one()), metrics=["cosine"])
             world.provenance.releases.change(world.provenance.releases.find()[0], fusion=None)
@@ -382,10 +370,8 @@ class TestTheMeasuresOfEachWay:
         assert {m.name for m in found.measures} == {"recall@1", "recall@5", "recall@10"}
 
 
-def test_a_release_of_images_alone_has_no_captions_to_compare_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+def test_a_release_of_images_alone_has_no_captions_to_compare_with(tmp_path: Path) -> None:
+    with opened_world("edge", tmp_path) as world:
         world.alignment(hold_out=OURS["hold_out"])
         world.push(world.set("s", *parts()), metrics=["cosine"])
         row = world.provenance.releases.find()[0]
@@ -393,10 +379,8 @@ def test_a_release_of_images_alone_has_no_captions_to_compare_with(
         assert audit(opened(world), world.store, the_set(world)).captions is None
 
 
-def test_a_collection_whose_images_are_gone_has_no_image_with_a_caption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+def test_a_collection_whose_images_are_gone_has_no_image_with_a_caption(tmp_path: Path) -> None:
+    with opened_world("edge", tmp_path) as world:
         world.alignment(hold_out=OURS["hold_out"])
         (release,) = world.push(world.set("s", *parts()), metrics=["cosine"]).releases
         world.store.delete(release.name, [point_id("image", key) for key in parts()[0].keys])

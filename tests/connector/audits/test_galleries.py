@@ -2,9 +2,8 @@
 
 import tracemalloc
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,6 @@ from tests.support.world import (
     embedded,
     latent,
     opened,
-    opened_world,
     pairs,
     rows,
     scores,
@@ -60,11 +58,9 @@ EVALUATORS = {"recall": "Success", "found": "R", "ndcg": "nDCG"}
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr("connector.audits.query_run.TIMED_QUERIES", 3)
-    with opened_world("edge", tmp_path, monkeypatch) as opened:
-        opened.alignment()
-        yield opened
+    return world
 
 
 def benchmark(images: int, *, captions: int = 5, noise: float = 0.3) -> list[Rows]:

@@ -361,10 +361,7 @@ class TestKnown:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as world,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as world:
         world.alignment()
         world.push(world.set("s", *parts()), metrics=SOME)
         world.push(world.set("t", *parts()), metrics=["cosine"], collection="coarse", quantization="scalar")

@@ -1,7 +1,5 @@
 """Audits verify a release before they measure it, and one run audits all that a promotion would switch."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +13,13 @@ from connector.requests import AuditRequest
 from connector.stores.points import Points
 from tests.support.audits import audited
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, World, opened, opened_world, pairs, the_set
+from tests.support.world import COLLECTION, World, opened, pairs, the_set
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
-        world.alignment()
-        world.push(world.set("s", *pairs(8)))
-        yield world
+def world(world: World) -> World:
+    world.push(world.set("s", *pairs(8)))
+    return world
 
 
 # Of both guarantees.

@@ -26,10 +26,7 @@ OFFSETS: dict[Modality, float] = {"image": 0.3, "text": 0.15}
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     parts = several(N)
     seen = [part.take([row for row, group in enumerate(part.groups) if int(group) % 3]) for part in parts]
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as world,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as world:
         world.alignment(hold_out=HoldOut(0.3, 5), seen=seen, offsets=OFFSETS)
         world.push(world.set("s", *parts), metrics=EACH_FORM)
         yield world

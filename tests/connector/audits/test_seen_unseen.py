@@ -65,18 +65,15 @@ Matrix = npt.NDArray[np.float64]
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as opened:
+def world(tmp_path: Path) -> Iterator[World]:
+    with opened_world("edge", tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Images with one to three captions each, of which the fit saw the first; no test changes it."""
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as opened,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as opened:
         images, texts = several(N)
         fitted, held = texts.take(first_captions(texts)), opened.set("s", images, texts)
         fit(opened, images, fitted)

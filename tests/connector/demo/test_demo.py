@@ -112,7 +112,7 @@ class TestCorpus:
 def test_its_table_has_new_and_known_items_beside_held_out_recall_in_80_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+    with opened_world("edge", tmp_path) as world:
         world.alignment()
         world.push(world.set("s", *several(100)))
         measured = audit(opened(world), world.store, the_set(world))

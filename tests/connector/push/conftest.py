@@ -27,7 +27,7 @@ def in_small_steps() -> Iterator[None]:
 
 @pytest.fixture
 def make(
-    drawn: tuple[Path, list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    drawn: tuple[Path, list[Pair]], tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Bench]]:
     """Make benches, each with a home of its own, which may begin as a copy of another."""
     directory, pairs = drawn
@@ -37,7 +37,7 @@ def make(
             home = tmp_path / name
             if copy_of:
                 copy_sparse(copy_of, home)
-            world = opened.enter_context(opened_world(kind, home, monkeypatch, request))
+            world = opened.enter_context(opened_world(kind, home, request))
             if not copy_of:
                 world.alignment()
             bench = Bench(world, pairs, directory / f"{tmp_path.name}-{name}.jsonl")
@@ -56,7 +56,7 @@ def templates(
     made = {}
     for metrics in ("cosine", "cosine euclid"):
         home = tmp_path_factory.mktemp("template") / "home"
-        with small_steps(), pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as world:
+        with small_steps(), opened_world("edge", home) as world:
             world.alignment()
             bench = Bench(world, pairs, directory / f"template-{metrics}.jsonl")
             bench.write(pairs)

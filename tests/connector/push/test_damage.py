@@ -55,7 +55,7 @@ def small_batches() -> Iterator[None]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a live release of two embedding sets."""
     home = tmp_path_factory.mktemp("template") / "home"
-    with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as opened:
+    with opened_world("edge", home) as opened:
         opened.alignment()
         opened.push(opened.set("s", *pairs(20)))
         opened.push(opened.set("more", *pairs(5, seed=4, prefix="more-")))
@@ -63,8 +63,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", copy_sparse(template, tmp_path / "home"), monkeypatch) as opened:
+def world(template: Path, tmp_path: Path) -> Iterator[World]:
+    with opened_world("edge", copy_sparse(template, tmp_path / "home")) as opened:
         yield opened
 
 
@@ -174,7 +174,7 @@ class TestAnEmptyLedgerMakesNoOrphans:
         repair(world)
         agrees(world)
 
-    def test_two_deletions_at_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_two_deletions_at_once(self, world: World) -> None:
         """The second one comes when the first one has asked, and before it has done anything."""
         with world.provenance.runs.start("delete", {}) as run:
             first = Deletion(COLLECTION, world.store, world.provenance, run)

@@ -41,7 +41,7 @@ def deletion(
     }
     options = by[request.param]
     home = copy_sparse(templates["cosine euclid"][0], tmp_path_factory.mktemp("deleted") / "home")
-    with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as world:
+    with opened_world("edge", home) as world:
         bench = Bench(world, pairs, directory / "deleted.jsonl")
         bench.delete(**options)
         return options, bench.outcome()

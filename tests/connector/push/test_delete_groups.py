@@ -1,8 +1,7 @@
 """A group goes as a whole, such as a product with its pictures and captions, and nothing else does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +12,12 @@ from connector.provenance.runs import Run
 from connector.push.delete import Deletion, DeletionPreview
 from connector.releases.reconcile import reconcile
 from connector.releases.release import open_release
-from tests.support.world import COLLECTION, LIVE, World, embedded, latent, opened_world, rows
+from tests.support.world import COLLECTION, LIVE, World, embedded, latent, rows, world_over
 
 METRICS = ("cosine", "chi2")
 
 
-@pytest.fixture(params=["edge", *LIVE])
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
-        world.alignment()
-        yield world
+world = world_over("edge", *LIVE)
 
 
 def products(world: World, name: str, groups: Sequence[str], *, prefix: str = "") -> EmbeddingSet:

@@ -1,7 +1,6 @@
 """Keys of a deletion are exact: one that could mean two items is refused."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,14 +9,9 @@ from alignment.modality import MODALITIES, Modality
 from connector.errors import SettingsError
 from connector.push.delete import Deletion
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, LIVE, World, embedded, latent, opened_world, rows
+from tests.support.world import COLLECTION, LIVE, World, embedded, latent, rows, world_over
 
-
-@pytest.fixture(params=["edge", *LIVE])
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
-        world.alignment()
-        yield world
+world = world_over("edge", *LIVE)
 
 
 def given(world: World, images: Sequence[str], texts: Sequence[str], groups: Sequence[Sequence[str]]) -> None:

@@ -19,9 +19,9 @@ OTHERS = ("before", "zulu")  # pushed into before and after the collection that 
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[World]:
     """Three collections that share one embedding set, each through an alignment of its own."""
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+    with opened_world("edge", tmp_path) as world:
         embedding_set = world.set("s", *pairs(8))
         for number, collection in enumerate((OTHERS[0], COLLECTION, OTHERS[1])):
             world.push(embedding_set, world.alignment(collection, turn=number), collection=collection)

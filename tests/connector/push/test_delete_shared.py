@@ -20,7 +20,7 @@ COLLECTIONS = ("one", "three", "two")
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for module in (pushing, reconciling):
         monkeypatch.setattr(module, "BATCH_POINTS", 4)
-    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
+    with opened_world(request.param, tmp_path, request) as world:
         world.alignment()
         embedded = world.set("s", *pairs(12))
         for collection in COLLECTIONS:

@@ -38,8 +38,8 @@ STRANGERS: list[tuple[str, Payload]] = [
 
 
 @pytest.fixture(params=[*KINDS, *LIVE])
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, request) as world:
         world.alignment()
         world.push(world.set("s", *pairs(6)))
         yield world

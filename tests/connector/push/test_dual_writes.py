@@ -39,7 +39,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(pushing, "BATCH_POINTS", 4)
     monkeypatch.setattr(pushing, "WRITE_POINTS", 4)
     monkeypatch.setattr(pushing, "FLUSH_POINTS", 16)
-    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
+    with opened_world(request.param, tmp_path, request) as opened:
         opened.alignment()
         opened.alignment("b", turn=1)
         yield opened

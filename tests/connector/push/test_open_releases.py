@@ -1,6 +1,6 @@
 """Releases are created once, whoever comes first, and no push takes away what another one is about to write."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,14 +24,9 @@ from connector.stores.contract import Store
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
 from tests.support.faulty_server import FaultyServer, running
-from tests.support.world import COLLECTION, KINDS, LIVE, Pushed, World, opened_world, pairs
+from tests.support.world import COLLECTION, KINDS, LIVE, Pushed, World, pairs, world_over
 
-
-@pytest.fixture(params=[*KINDS, *LIVE])
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
-        opened.alignment()
-        yield opened
+world = world_over(*KINDS, *LIVE)
 
 
 def consistent(world: World) -> bool:

@@ -1,20 +1,10 @@
 """Two embedding sets with the same keys in one collection: refused before a point is replaced."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from connector.errors import MismatchError
 from tests.support.errors import raises
-from tests.support.world import KINDS, World, opened_world, pairs
+from tests.support.world import KINDS, World, pairs, world_over
 
-
-@pytest.fixture(params=KINDS)
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
-        opened.alignment()
-        yield opened
+world = world_over(*KINDS)
 
 
 def test_a_set_with_the_keys_of_another_is_refused_and_changes_nothing(world: World) -> None:

@@ -51,7 +51,7 @@ def test_without_a_limit_nobody_waits_and_writes_are_large() -> None:
 def test_every_point_of_a_push_waits_for_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float | None, int]] = []
     monkeypatch.setattr(PointRate, "wait", lambda self, points: asked.append((self.per_second, points)))
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+    with opened_world("edge", tmp_path) as world:
         world.alignment()
         done = world.push(world.set("s", *pairs(9)), metrics=["cosine", "chi2"], max_points_per_second=1e6)
     assert {rate for rate, _ in asked} == {1e6}

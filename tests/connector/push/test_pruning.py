@@ -26,7 +26,7 @@ def pruned(
     """What a prune that nothing disturbs leaves behind."""
     directory, pairs = drawn
     home = copy_sparse(templates["cosine"][0], tmp_path_factory.mktemp("pruned") / "home")
-    with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as world:
+    with opened_world("edge", home) as world:
         bench = Bench(world, pairs, directory / "pruned.jsonl")
         bench.write([*pairs[:5], *pairs[9:]])
         bench.ingest(prune=lambda gone: True)

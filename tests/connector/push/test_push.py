@@ -1,7 +1,7 @@
 """Pushing embedding sets into releases: exact, idempotent, and equal to an undisturbed push whatever goes wrong."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,6 +54,7 @@ from tests.support.world import (
     scores,
     stored,
     vectors_of,
+    world_over,
     write_set,
 )
 
@@ -62,11 +63,7 @@ NAMESPACE = UUID(
 )  # never to be changed: every id of every collection hangs on it
 
 
-@pytest.fixture(params=KINDS)
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch) as opened:
-        opened.alignment()
-        yield opened
+world = world_over(*KINDS)
 
 
 @pytest.fixture
@@ -1007,7 +1004,7 @@ class TestFailures:
     def undisturbed(self, small_batches: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         """What the same push leaves in another world where nothing fails."""
         if not self.expected:
-            with monkeypatch.context() as patched, opened_world("edge", tmp_path / "undisturbed", patched) as twin:
+            with monkeypatch.context() as patched, opened_world("edge", tmp_path / "undisturbed") as twin:
                 twin.alignment()
                 calls = {method: Calls(patched, twin.store, method) for method in self.CALLS}
                 twin.push(twin.set("s", *pairs(10)), metrics=["cosine", "euclid"])

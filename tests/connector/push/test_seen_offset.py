@@ -33,8 +33,8 @@ METRICS = [str(parse("cosine")), str(parse("chi2"))]
 
 
 @pytest.fixture(params=["edge", *LIVE])
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, request) as opened:
         opened.alignment("a", hold_out=NO_HOLD_OUT, seen=SEEN, offsets=OFFSETS)
         yield opened
 

@@ -24,7 +24,7 @@ N = 10
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for module in (pushing, reconciling, verification):
         monkeypatch.setattr(module, "BATCH_POINTS", 4)
-    with opened_world(request.param, tmp_path, monkeypatch) as made:
+    with opened_world(request.param, tmp_path) as made:
         made.alignment()
         yield made
 

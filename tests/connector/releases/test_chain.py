@@ -59,7 +59,7 @@ def encoders(text: EncoderCard) -> dict[Any, EncoderCard]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a live release of the alignment `a` and a shadow of `b`, of the same encoders."""
     home = tmp_path_factory.mktemp("template") / "home"
-    with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as opened:
+    with opened_world("edge", home) as opened:
         for turn, name in enumerate("ab"):
             ours = only(alignment(turn=turn), encoders=encoders(TextEncoder().card))
             ours.save(opened.home / "alignments" / name)
@@ -70,8 +70,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", copy_sparse(template, tmp_path / "home"), monkeypatch) as opened:
+def world(template: Path, tmp_path: Path) -> Iterator[World]:
+    with opened_world("edge", copy_sparse(template, tmp_path / "home")) as opened:
         yield opened
 
 

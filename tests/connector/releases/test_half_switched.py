@@ -1,7 +1,6 @@
 """Aliases do not change as one: what a store that died in between, or refused, leaves is whole, told and finished."""
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.releases.release import Release
 from connector.releases.status import pending
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, World, opened_world, pairs
+from tests.support.world import COLLECTION, World, pairs
 
 METRICS = ("cosine", "dot", "euclid")
 FORCED = PromotionOverride("someone@somewhere", "a test")
@@ -20,11 +19,9 @@ SetAliases = Callable[[Any, Mapping[str, str]], None]
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
-        world.alignment()
-        world.alignment("b", turn=1)
-        yield world
+def world(world: World) -> World:
+    world.alignment("b", turn=1)
+    return world
 
 
 @pytest.fixture

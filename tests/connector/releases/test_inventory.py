@@ -1,24 +1,13 @@
 """What a home holds: every set and alignment on disk or in SQL, with what is wrong with it and who uses it."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from alignment.sets.cards import CARD
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
 from connector.releases.inventory import HeldAlignment, HeldSet, SetGroups, held_alignments, held_sets
-from tests.support.world import COLLECTION, World, cards, opened_world, pairs, several
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
-        world.alignment()
-        yield world
+from tests.support.world import COLLECTION, World, cards, pairs, several
 
 
 def sets(world: World) -> dict[str, HeldSet]:

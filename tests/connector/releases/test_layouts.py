@@ -1,8 +1,6 @@
 """Layouts of releases: new ones inherit, promotions keep filters working, and a lost database forgets nothing."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from connector.stores.filters import parse_filter
 from connector.stores.layout import Layout, PayloadKind
 from tests.support.audits import audited
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, World, embedded, latent, opened_world, rows
+from tests.support.world import COLLECTION, World, embedded, latent, rows
 
 N = 40
 CHEAP = '{"must": [{"key": "price", "range": {"lt": 10}}]}'
@@ -41,11 +39,9 @@ TYPED: dict[str, PayloadKind] = {"price": "float"}
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
-        world.alignment()
-        world.alignment("b", turn=3)
-        yield world
+def world(world: World) -> World:
+    world.alignment("b", turn=3)
+    return world
 
 
 @pytest.fixture

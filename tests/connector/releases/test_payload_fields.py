@@ -1,8 +1,6 @@
 """A filter or an index on a field that no item has says so; a point that no filter finds is not passed over."""
 
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from connector.stores.filters import parse_filter
 from connector.stores.points import Points
 from tests.support.audits import audited
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, World, cards, embedded, latent, opened_world, pairs, rows
+from tests.support.world import COLLECTION, World, cards, embedded, latent, pairs, rows
 from tests.support.world import audit as measured
 
 N = 30
@@ -27,13 +25,6 @@ N = 30
 
 def equals(field: str, value: str) -> str:
     return f'{{"must": [{{"key": {field}, "match": {{"value": {value}}}}}]}}'
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
-        world.alignment()
-        yield world
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ OFFSETS: dict[Modality, float] = {"image": 0.2, "text": 0.1}
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as opened:
+def world(tmp_path: Path) -> Iterator[World]:
+    with opened_world("edge", tmp_path) as opened:
         yield opened
 
 
@@ -116,10 +116,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, di
     """Releases of one set under every metric, without an offset and with one."""
     parts, hold_out = pairs(N), HoldOut(0.3, 1)
     seen = [take(part, [number % 2 == 0 for number in range(N)]) for part in parts]
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as world,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as world:
         embedding_set = world.set("s", *parts)
         world.alignment("plain", hold_out=hold_out, seen=seen)
         world.alignment("lowered", hold_out=hold_out, seen=seen, offsets=OFFSETS)

@@ -1,9 +1,8 @@
 """Promoting, rolling back and dropping releases: gated, recorded, and finished by the same command after any crash."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,15 @@ from connector.releases.release import Release, open_release
 from connector.releases.status import pending
 from connector.stores.points import Points
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, ON_SERVERS, Calls, World, alignment, opened_world, pairs
+from tests.support.world import COLLECTION, ON_SERVERS, Calls, World, alignment, pairs
 
 FORCED = PromotionOverride("someone@somewhere", "the live one is broken")
 
 
 @pytest.fixture
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(getattr(request, "param", "edge"), tmp_path, monkeypatch, request) as opened:
-        opened.alignment()
-        opened.alignment("b", turn=1)
-        yield opened
+def world(world: World) -> World:
+    world.alignment("b", turn=1)
+    return world
 
 
 def shadowed(world: World, *metrics: str) -> tuple[list[Release], list[Release]]:

@@ -115,8 +115,8 @@ class TestSwitching:
 @pytest.mark.parametrize("kind", KINDS)
 class TestPushes:
     @pytest.fixture
-    def world(self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-        with opened_world(kind, tmp_path, monkeypatch) as opened:
+    def world(self, kind: str, tmp_path: Path) -> Iterator[World]:
+        with opened_world(kind, tmp_path) as opened:
             opened.alignment()
             opened.alignment("b", turn=1)
             yield opened

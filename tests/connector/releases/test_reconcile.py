@@ -49,7 +49,7 @@ from tests.support.world import (
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for module in (pushing, reconciling):
         monkeypatch.setattr(module, "BATCH_POINTS", 4)
-    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
+    with opened_world(request.param, tmp_path, request) as opened:
         opened.alignment()
         opened.push(opened.set("s", *pairs(10)), metrics=["cosine"])
         opened.push(opened.set("more", *pairs(3, seed=4, prefix="more-")), metrics=["cosine"])
@@ -336,7 +336,7 @@ def test_a_vector_that_was_lost_or_added_is_found_whatever_the_sample(
 
 def test_memory_does_not_grow_with_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = []
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+    with opened_world("edge", tmp_path) as world:
         world.alignment()
         monkeypatch.setattr(reconciling, "BATCH_POINTS", 64)
         monkeypatch.setattr(reconciling, "VECTORS", 64)
@@ -389,13 +389,11 @@ class TestPointIds:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_floats_that_the_engine_changes_by_a_unit_in_the_last_place_break_nothing(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_floats_that_the_engine_changes_by_a_unit_in_the_last_place_break_nothing(kind: str, tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).random((40, 3)) * 10.0 ** np.arange(-8, 16, 8)
     payloads = [{"price": a, "deep": {"list": [b, {"inner": c}]}} for a, b, c in numbers.tolist()]
     points, keys = latent(40, 0), [f"{number}" for number in range(40)]
-    with opened_world(kind, tmp_path, monkeypatch) as world:
+    with opened_world(kind, tmp_path) as world:
         world.alignment()
         parts = [rows(m, embedded(m, points), keys=keys, payloads=payloads) for m in MODALITIES]
         world.push(world.set("s", *parts), metrics=["cosine"])

@@ -12,9 +12,9 @@ from tests.support.world import COLLECTION, World, opened_world, pairs
 
 @pytest.mark.parametrize("collection", [None, COLLECTION])
 def test_a_live_release_in_another_store_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, collection: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, collection: str | None
 ) -> None:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+    with opened_world("edge", tmp_path) as world:
         world.alignment()
         world.push(world.set("s", *pairs(4)))
         world.push(world.set("s", *pairs(4)), collection="other")

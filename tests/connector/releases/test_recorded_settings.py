@@ -21,8 +21,8 @@ FOREIGN = "foreign"
 
 
 @pytest.fixture(params=[*KINDS, *LIVE])
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, request) as world:
         world.alignment("a")
         world.alignment("b", turn=1)
         world.set("s", *pairs(5))
@@ -30,9 +30,9 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
-        world.alignment("a")
+def edge(tmp_path: Path) -> Iterator[World]:
+    with opened_world("edge", tmp_path) as world:
+        world.alignment()
         world.alignment("b", turn=1)
         world.set("s", *pairs(5))
         yield world

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,21 @@ from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import EdgeStore
 from connector.stores.points import Points
 from tests.support.errors import raises
-from tests.support.world import ALL, COLLECTION, KINDS, LIVE, SOME, Calls, World, alignment, cards, opened_world, pairs
+from tests.support.world import (
+    ALL,
+    COLLECTION,
+    KINDS,
+    LIVE,
+    SOME,
+    Calls,
+    World,
+    alignment,
+    cards,
+    pairs,
+    world_over,
+)
 
-
-@pytest.fixture(params=KINDS)
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
-        opened.alignment()
-        yield opened
+world = world_over(*KINDS)
 
 
 def push(world: World, *metrics: str) -> list[Release]:

@@ -18,8 +18,8 @@ NOBODY = HoldOut(1e-9)
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as opened:
+def world(tmp_path: Path) -> Iterator[World]:
+    with opened_world("edge", tmp_path) as opened:
         yield opened
 
 

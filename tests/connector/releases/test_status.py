@@ -18,8 +18,8 @@ from tests.support.world import COLLECTION, KINDS, LIVE, World, opened, opened_w
 
 
 @pytest.fixture(params=[*KINDS, *LIVE])
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, request) as world:
         world.alignment()
         world.push(world.set("s", *pairs(6)), m=8)
         yield world

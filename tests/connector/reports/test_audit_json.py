@@ -48,10 +48,7 @@ def drift(before: float, after: float) -> Drift:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audit]:
     """An audit with strata, a filter that matches nothing, a drift, a failure, and numbers that are none."""
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as world,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as world:
         yield made(world)
 
 

@@ -98,10 +98,7 @@ def reference(finder: CandidateSearch, Q: FloatArray, X: FloatArray) -> npt.NDAr
 
 @pytest.fixture(scope="module", params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world(request.param, tmp_path_factory.mktemp("world"), patched) as opened,
-    ):
+    with opened_world(request.param, tmp_path_factory.mktemp("world")) as opened:
         yield opened.store
 
 
@@ -232,7 +229,7 @@ class TestProofs:
         monkeypatch.setattr(CertifiedLowering, "page", 16)
         monkeypatch.setattr(MixtureLowering, "page", 16)
         X, Q = l2_normalize(random(1500, 1)), l2_normalize(random(20, 2))
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+        with opened_world("edge", tmp_path) as world:
             finder = filled(world.store, text, X, indexing_threshold=1)
             assert world.store.has_graph(NAME)
             found = finder.search("image", Q, 5)
@@ -257,12 +254,12 @@ class TestProofs:
     @pytest.mark.parametrize("rescore", [True, False])
     @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
     def test_candidates_that_quantized_vectors_choose_prove_nothing(
-        self, text: str, rescore: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, text: str, rescore: bool, tmp_path: Path
     ) -> None:
         """Binary codes lose items that the bound takes to be worse than all candidates."""
         X, Q = l2_normalize(random(1500, 1)), l2_normalize(random(20, 2))
         coarse: dict[str, Any] = {"quantization": "binary", "oversampling": 1.0, "rescore": rescore}
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+        with opened_world("edge", tmp_path) as world:
             release = filled(world.store, text, X, indexing_threshold=1, **coarse).release
             release.row.settings = coarse
             finder = CandidateSearch(release, world.store)

@@ -188,8 +188,8 @@ def test_the_kind_of_queries_that_is_found_worst_decides() -> None:
 
 class TestSample:
     @pytest.fixture
-    def world(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-        with opened_world("edge", tmp_path, monkeypatch) as opened:
+    def world(self, tmp_path: Path) -> Iterator[World]:
+        with opened_world("edge", tmp_path) as opened:
             yield opened
 
     def test_queries_are_aligned_vectors_of_the_other_modality(self, world: World) -> None:
@@ -232,8 +232,8 @@ class TestSample:
 
 class TestPush:
     @pytest.fixture(params=["edge", *LIVE])
-    def world(self, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-        with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
+    def world(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+        with opened_world(request.param, tmp_path, request) as opened:
             opened.alignment()
             yield opened
 

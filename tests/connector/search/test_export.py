@@ -56,10 +56,7 @@ def made_before(cosine: list[graphs.Graph], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as opened,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as opened:
         opened.alignment()
         opened.push(opened.set("s", *pairs(N, noise=0.3)), metrics=SERVED)
         yield opened
@@ -182,7 +179,7 @@ def test_a_collection_gives_its_name_and_its_hnsw_ef_as_far_as_the_store_allows_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "home").mkdir()
-    with opened_world("edge", tmp_path / "home", monkeypatch) as opened:
+    with opened_world("edge", tmp_path / "home") as opened:
         opened.alignment()
         opened.alignment("turned", turn=1)
         (release,) = opened.push(opened.set("s", *pairs(9)), metrics=["cosine"]).releases
@@ -286,7 +283,7 @@ def test_a_full_disk_leaves_nothing_and_can_be_repeated(tmp_path: Path, monkeypa
 @pytest.mark.usefixtures("made_before")
 def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODALIGN_QDRANT_API_KEY", "s3cret")
-    with pytest.MonkeyPatch.context() as patched, opened_world("edge", tmp_path, patched) as opened:
+    with opened_world("edge", tmp_path) as opened:
         opened.alignment()
     with Home(Settings.load(home=tmp_path)) as ours:
         ours.export(ExportRequest(alignment="a", metric="cosine", to=tmp_path / "out"))

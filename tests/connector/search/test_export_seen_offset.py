@@ -41,10 +41,7 @@ def quick_exports() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as opened,
-    ):
+    with opened_world("edge", tmp_path_factory.mktemp("world")) as opened:
         opened.alignment(**OURS)
         opened.push(opened.set("s", *PARTS.values()), metrics=SERVED)
         yield opened

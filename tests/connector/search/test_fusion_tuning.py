@@ -37,10 +37,8 @@ def things(
     return [rows("image", embedded("image", points, noise=image_noise)), text]
 
 
-def pushed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *parts: Rows, hold_out: HoldOut = HALF, metric: str = "cosine"
-) -> Release:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+def pushed(tmp_path: Path, *parts: Rows, hold_out: HoldOut = HALF, metric: str = "cosine") -> Release:
+    with opened_world("edge", tmp_path) as world:
         world.alignment(hold_out=hold_out)
         world.push(world.set("s", *parts), metrics=[metric])
         return Retriever.open(world.provenance, world.store, COLLECTION).release
@@ -56,10 +54,9 @@ class TestHowMuchCaptionsCount:
         caption_noise: float,
         expected: set[float],
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         parts = things(image_noise=image_noise, caption_noise=caption_noise)
-        fusion = pushed(tmp_path, monkeypatch, *parts).fusion
+        fusion = pushed(tmp_path, *parts).fusion
         assert fusion is not None
         assert fusion.weight in expected
         assert fusion.queries >= 30
@@ -67,26 +64,22 @@ class TestHowMuchCaptionsCount:
     @pytest.mark.parametrize(
         "parts", [things(captions=1), things(same=True), [*things()[:1], things()[1].take(range(6))]]
     )
-    def test_a_caption_never_finds_itself(
-        self, parts: list[Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        fusion = pushed(tmp_path, monkeypatch, *parts).fusion
+    def test_a_caption_never_finds_itself(self, parts: list[Rows], tmp_path: Path) -> None:
+        fusion = pushed(tmp_path, *parts).fusion
         assert fusion is not None
         assert (fusion.weight, fusion.queries) == (CAPTION_WEIGHT, 0)
 
-    def test_only_captions_that_the_fit_never_saw_ask(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        fusion = pushed(tmp_path, monkeypatch, *things(), hold_out=HoldOut(0.05, 3)).fusion
+    def test_only_captions_that_the_fit_never_saw_ask(self, tmp_path: Path) -> None:
+        fusion = pushed(tmp_path, *things(), hold_out=HoldOut(0.05, 3)).fusion
         assert fusion is not None
         assert fusion.queries == 0
 
 
 class TestWhatScoresAreStandardisedBy:
     @pytest.mark.parametrize("metric", ["cosine", "euclid", "chi2"])
-    def test_means_and_deviations_of_scores_at_large(
-        self, metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_means_and_deviations_of_scores_at_large(self, metric: str, tmp_path: Path) -> None:
         parts = things()
-        release = pushed(tmp_path, monkeypatch, *parts, metric=metric)
+        release = pushed(tmp_path, *parts, metric=metric)
         assert release.fusion is not None
         ours = alignment()
         queries = ours.project("text", parts[1].vectors)
@@ -97,17 +90,13 @@ class TestWhatScoresAreStandardisedBy:
             assert own.deviation == pytest.approx(np.std(of_all), rel=0.2)
 
     @pytest.mark.parametrize("part", [0, 1])
-    def test_a_release_of_one_modality_has_nothing_to_fuse(
-        self, part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        assert pushed(tmp_path, monkeypatch, things()[part]).fusion is None
+    def test_a_release_of_one_modality_has_nothing_to_fuse(self, part: int, tmp_path: Path) -> None:
+        assert pushed(tmp_path, things()[part]).fusion is None
 
 
 class TestWhenItIsMeasured:
-    def test_a_release_that_an_earlier_version_pushed_has_it_after_the_next_push(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+    def test_a_release_that_an_earlier_version_pushed_has_it_after_the_next_push(self, tmp_path: Path) -> None:
+        with opened_world("edge", tmp_path) as world:
             world.alignment(hold_out=HALF)
             first = world.set("s", *things())
             world.push(first, metrics=["cosine"])
@@ -117,11 +106,9 @@ class TestWhenItIsMeasured:
             world.push(first, metrics=["cosine"])
             assert world.provenance.releases.find(collection=COLLECTION)[0].fusion == measured
 
-    def test_captions_that_come_later_complete_it_and_images_alone_leave_it(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_captions_that_come_later_complete_it_and_images_alone_leave_it(self, tmp_path: Path) -> None:
         image, text = things()
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+        with opened_world("edge", tmp_path) as world:
             world.alignment(hold_out=HALF)
             for name, part in (("images", image), ("captions", text)):
                 world.push(world.set(name, part), metrics=["cosine"])
@@ -149,10 +136,8 @@ class TestWhatSqlHolds:
             {"queries": None},
         ],
     )
-    def test_what_no_push_wrote_is_refused(
-        self, damage: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+    def test_what_no_push_wrote_is_refused(self, damage: dict[str, object], tmp_path: Path) -> None:
+        with opened_world("edge", tmp_path) as world:
             world.alignment()
             world.push(world.set("s", *things(captions=1)), metrics=["cosine"])
             row = world.provenance.releases.find(collection=COLLECTION)[0]

@@ -75,10 +75,7 @@ def offsets(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module", params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, offsets: Any) -> Iterator[World]:
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world(request.param, tmp_path_factory.mktemp("world"), patched, request) as opened,
-    ):
+    with opened_world(request.param, tmp_path_factory.mktemp("world"), request) as opened:
         opened.alignment(seen=seen(), offsets=offsets)
         opened.push(opened.set("s", *things().values()), metrics=ALL)
         yield opened

@@ -45,10 +45,7 @@ N = 40
 
 @pytest.fixture(scope="module", params=KINDS)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world(request.param, tmp_path_factory.mktemp("world"), patched) as opened,
-    ):
+    with opened_world(request.param, tmp_path_factory.mktemp("world")) as opened:
         opened.alignment()
         opened.push(opened.set("s", *pairs(N, noise=0.3)), metrics=ALL)
         yield opened
@@ -200,11 +197,11 @@ class TestMetrics:
         assert lowering.metric.module.dim.device.type == "cpu"
 
 
-def test_quantized_collections_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_collections_find_the_same(tmp_path: Path) -> None:
     """A byte a coordinate, and a graph over those: what is taken from it is enough to hold the first three."""
     n, ours, X = 150, alignment(), raw("text", 20)
     both = pairs(n, noise=0.3)
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+    with opened_world("edge", tmp_path) as world:
         world.alignment()
         world.push(world.set("s", *both), metrics=ALL, quantization="scalar", indexing_threshold=1)
         for text in ALL:

@@ -2,7 +2,6 @@
 
 import re
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,17 @@ from connector.search.retriever import Retriever
 from connector.settings import Settings
 from tests.support.errors import raises
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, fake_entry_points
-from tests.support.world import COLLECTION, ON_SERVERS, World, alignment, embedded, latent, opened_world, pairs, the_set
+from tests.support.world import COLLECTION, ON_SERVERS, World, alignment, embedded, latent, pairs, the_set
 
 N, K, THREADS = 30, 5, 8
 FORCED = PromotionOverride("someone@somewhere", "this is a test")
 
 
 @pytest.fixture
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(getattr(request, "param", "edge"), tmp_path, monkeypatch, request) as opened:
-        opened.alignment()
-        opened.alignment("b", turn=1)
-        opened.push(opened.set("s", *pairs(N, noise=0.3)))
-        yield opened
+def world(world: World) -> World:
+    world.alignment("b", turn=1)
+    world.push(world.set("s", *pairs(N, noise=0.3)))
+    return world
 
 
 @pytest.fixture

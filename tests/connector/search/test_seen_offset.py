@@ -49,10 +49,7 @@ OURS: dict[str, Any] = {"hold_out": HOLD_OUT, "seen": SEEN, "offsets": OFFSETS}
 
 @pytest.fixture(scope="module", params=["edge", *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        opened_world(request.param, tmp_path_factory.mktemp("world"), patched, request) as opened,
-    ):
+    with opened_world(request.param, tmp_path_factory.mktemp("world"), request) as opened:
         opened.alignment(**OURS)
         opened.push(opened.set("s", *PARTS.values()), metrics=ALL)
         yield opened
@@ -148,9 +145,9 @@ def test_candidates_rank_alike_whatever_payload_they_carry(
 @pytest.mark.parametrize("quantization", ["scalar", "binary"])
 @pytest.mark.parametrize("rescore", [True, False])
 def test_quantized_vectors_choose_candidates_and_scores_stay_exact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, quantization: str, rescore: bool
+    tmp_path: Path, metric: str, quantization: str, rescore: bool
 ) -> None:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+    with opened_world("edge", tmp_path) as world:
         world.alignment(**OURS)
         world.push(world.set("s", *PARTS.values()), metrics=[metric], quantization=quantization, rescore=rescore)
         retriever = Retriever.open(world.provenance, world.store, COLLECTION, metric)

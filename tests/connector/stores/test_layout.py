@@ -174,8 +174,8 @@ class TestFlags:
             with raises(SettingsError, name, least, most, value):
                 Layout(**{**others, name: value})
 
-    def test_nothing_is_created_for_what_cannot_be_meant(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        with opened_world("edge", tmp_path, monkeypatch) as world:
+    def test_nothing_is_created_for_what_cannot_be_meant(self, tmp_path: Path) -> None:
+        with opened_world("edge", tmp_path) as world:
             world.alignment()
             embedding_set = world.set("s", *pairs(6))
             wrong: list[dict[str, Any]] = [
@@ -312,13 +312,6 @@ class TestOnEdge:
             assert store.collections() == []
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
-        world.alignment()
-        yield world
-
-
 class TestPushing:
     def test_it_is_recorded_and_searched_by(self, world: World) -> None:
         options: dict[str, Any] = {"quantization": "binary", "oversampling": 7.0, "m": 8, "indexing_threshold": 1}
@@ -357,11 +350,9 @@ class TestPushing:
 )
 @pytest.mark.parametrize("kind", ["edge", "memory"])
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
-def test_payloads_that_no_store_can_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: Any, reason: str
-) -> None:
+def test_payloads_that_no_store_can_hold(tmp_path: Path, kind: str, value: Any, reason: str) -> None:
     """Pitfall 1: refused by name before anything is written; the other points are."""
-    with opened_world(kind, tmp_path, monkeypatch) as world:
+    with opened_world(kind, tmp_path) as world:
         world.store.create("c", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}))
         points = batch(np.ones((3, 2), np.float32))
         points.payloads[1]["extra"] = value
