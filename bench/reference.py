@@ -19,6 +19,7 @@ from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
 from bench.audit import IMAGES, POINTS, QUERIES, Took, data, took
 from connector.audits.galleries import Everything, QuerySet
+from connector.audits.point_scan import in_one
 from connector.audits.reference import Truth, truth
 from connector.stores.points import Record
 
@@ -66,7 +67,7 @@ def large() -> Took:
 def _reference(queries: FloatArray, groups: Sequence[str], pages: Callable[[], Iterator[list[Record]]]) -> Truth:
     names = list(groups)
     asked = QuerySet(Rows("text", names, names, names, names, queries), np.zeros(len(names), np.int64), Everything())
-    return truth(Cosine().lower(queries.shape[1]), asked, queries, KS[-1] + 1, pages)
+    return truth(Cosine().lower(queries.shape[1]), asked, queries, KS[-1] + 1, in_one(pages))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from alignment.sets.rows import Rows
 from bench.corpus import DIM, alignment, vectors, write_set
 from bench.row import Row, Sides
 from connector.audits.galleries import Everything, QuerySet
+from connector.audits.point_scan import in_one
 from connector.audits.reference import truth
 from connector.home import Home
 from connector.provenance.database import upgrade
@@ -95,8 +96,8 @@ def reference_beside_reading(points: int) -> Iterator[Sides]:
                 query_set,
                 queries,
                 KS[-1] + 1,
-                lambda: pages(home, name),
-                relevant_pages=lambda: pages(home, name, of_queries),
+                in_one(lambda: pages(home, name)),
+                relevant=in_one(lambda: pages(home, name, of_queries)),
             )
             if found.sizes.tolist() != [points] or len(found.whole.ranks) != min(points, QUERIES):
                 raise RuntimeError(f"expected a rank of every query among {points} points")

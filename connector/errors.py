@@ -39,7 +39,7 @@ ModalignError                       (alignment.errors)
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from alignment.errors import ModalignError
 from alignment.plurals import counted
@@ -197,10 +197,15 @@ class StrangePointError(MismatchError):
     """A collection holds a point that modalign did not write, or that something else changed since."""
 
     def __init__(self, point: str, what: str):
+        self._point_and_what = point, what
         super().__init__(
             f"point {point} of the collection {what}: modalign did not write it, or something else changed it since; "
             "`modalign verify` compares all of them"
         )
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Let it come from another process."""
+        return type(self), self._point_and_what
 
 
 class GateError(ConnectorError):

@@ -594,18 +594,23 @@ class Home:
 
         Nothing in the store is changed.
         """
+        from connector.audits.point_scan import open_scanner
         from connector.audits.run import rows_to_audit, run_audits
         from connector.reports.audit_context import audit_context
         from connector.reports.audit_page import audit_pages, write_audit_page
         from connector.reports.page_files import claim_page
 
-        with self._run(request) as run:
+        with self._run(request) as run, open_scanner(request, self.settings) as workers:
             rows = rows_to_audit(request, self.store, self.provenance)
             pages = audit_pages(request.report, rows)
             for page in pages:
                 claim_page(page)
             pairs = self.embedding_set(request.pairs)
-            audits = run_audits(request, rows, pairs, self.store, self.provenance, run, device=self.settings.device)
+            audits = run_audits(
+                *(request, rows, pairs, self.store, self.provenance, run),
+                device=self.settings.device,
+                workers=workers,
+            )
         for page, audit in zip(pages, audits, strict=False):
             context = audit_context(audit, pairs, request.require, run.id, self.provenance)
             write_audit_page(page, audit, context, max_pixels=self.settings.max_pixels)

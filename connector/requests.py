@@ -72,16 +72,21 @@ class CorpusRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitsRequest(CorpusRequest):
-    """Read a corpus and encode its units.
+class PlacedRequest(Request):
+    """Have tasks worked on.
 
     Attributes:
-        on, workers, gpus_per_worker: where they are encoded, see `connector.executors.opening.open_executor`.
+        on, workers, gpus_per_worker: where, see `connector.executors.opening.open_executor`.
     """
 
     on: str = "local"
     workers: str | None = None
     gpus_per_worker: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsRequest(PlacedRequest, CorpusRequest):
+    """Read a corpus and encode its units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,7 +441,7 @@ class ExportRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRequest(Request):
+class AuditRequest(PlacedRequest):
     """Audit a release of a collection with the pairs of an embedding set.
 
     Attributes:

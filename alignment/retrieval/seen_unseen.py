@@ -102,6 +102,14 @@ class SeenUnseenScores:
             own[is_relevant] = np.nan
             self.rivals[kind, rows] = _best(np.concatenate([self.rivals[kind, rows], own], axis=1), self._k)
 
+    def join(self, other: "SeenUnseenScores") -> None:
+        """Add the items of another one of the same queries."""
+        self.has_relevant |= other.has_relevant
+        np.maximum(self.relevant, other.relevant, out=self.relevant)
+        np.maximum(self.floors, other.floors, out=self.floors)
+        for kind in range(2):
+            self.rivals[kind] = _best(np.concatenate([self.rivals[kind], other.rivals[kind]], axis=1), self._k)
+
     @property
     def _k(self) -> int:
         return int(self.rivals.shape[2])

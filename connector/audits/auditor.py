@@ -24,6 +24,7 @@ from connector.audits.kinds import HARMONIC, SEEN, UNSEEN, WAYS
 from connector.audits.measure import BOTH
 from connector.audits.measures import MEASURES, names_of
 from connector.audits.plan import AuditPlan
+from connector.audits.point_scan import SliceScanner
 from connector.audits.reference import Truth
 from connector.audits.requirements import Requirement, check_known, failures
 from connector.audits.result import Audit
@@ -65,6 +66,7 @@ def audit(
     requirements: Sequence[Requirement] = (),
     baseline: Baseline | None = None,
     advance: Advance = lambda count: None,
+    workers: SliceScanner | None = None,
 ) -> Audit:
     """Audit `release` with the labelled pairs of `embedding_set`.
 
@@ -77,6 +79,7 @@ def audit(
         requirements: what the measures have to meet.
         baseline: the audit that drops are measured from.
         advance: called with the number of queries done since; each query counts once a stage.
+        workers: read all points, wherever they are compared with every query; None: this process does.
 
     Raises:
         MismatchError: the set was encoded with other encoders, has no queries, or none of its pairs is in the gallery.
@@ -104,6 +107,7 @@ def audit(
         candidates=CandidateSearch(release, store),
         limiter=RateLimiter(plan.max_qps),
         advance=advance,
+        workers=workers,
     )
     fields = strata(queries.sets, plan)
     check_known(requirements, announced(subject, fields), baseline, release=release.name)

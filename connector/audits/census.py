@@ -1,5 +1,6 @@
 """What a collection holds of one modality: how many seen items, and which groups have seen or unseen ones."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +40,13 @@ class Census:
         for kind, parts in self._groups.items():
             parts.append(groups[seen == kind])
 
+    def join(self, other: "Census") -> None:
+        """Count what another census counted, of other points."""
+        self.items += other.items
+        self.seen += other.seen
+        for kind, parts in self._groups.items():
+            parts.extend(other._groups[kind])
+
     def has(self, groups: Sequence[str], *, seen: bool) -> Mask:
         """Say of each of n groups whether it has seen items, or unseen ones (n,)."""
         joined = np.unique(np.concatenate([np.empty(0, np.int64), *self._groups[seen]]))
@@ -52,4 +60,5 @@ class Census:
 
 
 def _hashes(groups: Sequence[str]) -> Hashes:
-    return np.array([hash(group) for group in groups], np.int64)
+    hashed = (hashlib.blake2b(group.encode(), digest_size=8).digest() for group in groups)  # the same in each process
+    return np.frombuffer(b"".join(hashed), np.int64)

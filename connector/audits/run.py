@@ -9,6 +9,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.auditor import audit
 from connector.audits.baseline import Baseline, Drift, drifts, find_baseline
 from connector.audits.plan import AuditPlan
+from connector.audits.point_scan import SliceScanner
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
@@ -52,6 +53,7 @@ def run_audits(
     run: Run,
     *,
     device: str = "auto",
+    workers: SliceScanner | None = None,
 ) -> list[Audit]:
     """Audit releases with the pairs of `embedding_set`, each under its metric, and record an audit of each.
 
@@ -66,6 +68,7 @@ def run_audits(
         store, provenance: where the releases are, and their records.
         run: of the audits.
         device: where learned metrics compute.
+        workers: as of `connector.audits.auditor.audit`.
 
     Raises:
         AccessDeniedError: the key does not show the release, or the live one that it is compared with.
@@ -101,6 +104,7 @@ def run_audits(
             baseline=baseline,
             seed=run.id,
             device=device,
+            workers=workers,
         )
         number = record(result, provenance, run, provenance.artifacts.record_set(embedding_set))
         audits.append(replace(result, number=number))
@@ -121,6 +125,7 @@ def _measure(
     baseline: Baseline | None,
     seed: int,
     device: str,
+    workers: SliceScanner | None,
 ) -> Audit:
     """Check that a release belongs together and holds what it should, and measure it; or say why it is broken.
 
@@ -146,6 +151,7 @@ def _measure(
                 requirements=requirements,
                 baseline=baseline,
                 advance=advance,
+                workers=workers,
             )
     except StrangePointError as error:  # any other mismatch is of the request, not of the release
         return replace(broken, broken=str(error))

@@ -5,12 +5,13 @@ about seen items also go through every stage of the search: a graph or the candi
 and the audit's own queries, which are about unseen ones, would not show it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 
+from alignment.metrics import Lowering
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import bootstrap_of_two
 from alignment.retrieval.measures import Floats, recall
@@ -23,6 +24,7 @@ from connector.audits.kind_queries import KindQueries, draw_queries
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN, KindOutcomes
 from connector.audits.measure import Measurement
 from connector.audits.measures import names_of, of_kinds
+from connector.audits.point_scan import Page
 from connector.audits.query_run import Place, QueryRun, Results
 from connector.audits.reference import Mask, Scores, own_scores, vectors_of
 from connector.audits.seen_unseen_result import CurvePoint, SeenUnseenResult
@@ -171,38 +173,12 @@ class _Exact:
     """
 
     def __init__(self, subject: AuditSubject, runner: StageRunner, queries: Mapping[str, KindQueries]):
-        self._lowering = runner.lowering
         self.offset = runner.lowering.offset_of_seen
-        k = subject.plan.k
-        self.scores = {kind: SeenUnseenScores.empty(len(own.rows), k) for kind, own in queries.items()}
-        if not queries:
-            return
-        groups = dict.fromkeys(group for own in queries.values() for group in own.rows.groups)
-        code = {group: number for number, group in enumerate(groups)}
-        wanted = {kind: np.array([code[group] for group in own.rows.groups], np.int64) for kind, own in queries.items()}
-        sizes = {kind: self._lowering.sizes(self._lowering.query(own.aligned)) for kind, own in queries.items()}
-        for page in subject.pages(runner.target):
-            seen = seen_among(page)
-            codes = np.array([code.get(record.payload["group"], NOT_IN_GALLERY) for record in page], np.int64)
-            items = vectors_of(self._lowering, page, subject.release.alignment.dim)
-            largest = np.nan_to_num(self._lowering.sizes(items)).max(initial=0.0, keepdims=True)
-            step = max(1, CHUNK_SCORES // len(page))
-            for kind, own in queries.items():
-                for start in range(0, len(own.rows), step):
-                    rows = slice(start, start + step)
-                    relevant = wanted[kind][rows, None] == codes
-                    scores = self._without_offset(own_scores(self._lowering, own.aligned[rows], items), seen)
-                    floors = partial(self._lowering.floors, queries=sizes[kind][rows], items=largest)
-                    squared = self._lowering.squares_offset
-                    self.scores[kind].add(scores, relevant, seen, floors=floors, rows=rows, squared=squared)
-
-    def _without_offset(self, ranked: Scores, seen: Mask) -> Floats:
-        """Put the offset back onto scores (n, m); of distances that it is added to the square of, return squares."""
-        scores = ranked.astype(np.float64)
-        if self._lowering.squares_offset:
-            scores = signed_squares(scores)
-        scores[:, seen] += self.offset
-        return scores
+        counter = _OffsetCounter(runner.lowering, subject.release.alignment.dim, queries, subject.plan.k)
+        self.scores = counter([])
+        for part in subject.scan(runner.target)(counter) if queries else ():
+            for kind, scores in part.items():
+                self.scores[kind].join(scores)
 
     def point(self, offset: float) -> CurvePoint:
         """Return what the queries of both kinds find with an offset."""
@@ -210,3 +186,43 @@ class _Exact:
         found = {kind: float(np.isfinite(own).mean()) for kind, own in ranks.items()}
         first = {kind: float((own <= 1).mean()) for kind, own in ranks.items()}
         return CurvePoint(offset, found[UNSEEN], found[SEEN], first[UNSEEN], first[SEEN])
+
+
+class _OffsetCounter:
+    """Scores points without an offset, against the queries of each kind."""
+
+    def __init__(self, lowering: Lowering, dim: int, queries: Mapping[str, KindQueries], k: int):
+        self._lowering, self._dim, self._queries, self._k = lowering, dim, queries, k
+        groups = dict.fromkeys(group for own in queries.values() for group in own.rows.groups)
+        self._code = {group: number for number, group in enumerate(groups)}
+        self._wanted = {
+            kind: np.array([self._code[group] for group in own.rows.groups], np.int64) for kind, own in queries.items()
+        }
+        self._sizes = {kind: lowering.sizes(lowering.query(own.aligned)) for kind, own in queries.items()}
+
+    def __call__(self, pages: Iterable[Page]) -> dict[str, SeenUnseenScores]:
+        """Return the scores of pages."""
+        counted = {kind: SeenUnseenScores.empty(len(own.rows), self._k) for kind, own in self._queries.items()}
+        for page in pages:
+            seen = seen_among(page)
+            codes = np.array([self._code.get(record.payload["group"], NOT_IN_GALLERY) for record in page], np.int64)
+            items = vectors_of(self._lowering, page, self._dim)
+            largest = np.nan_to_num(self._lowering.sizes(items)).max(initial=0.0, keepdims=True)
+            step = max(1, CHUNK_SCORES // len(page))
+            for kind, own in self._queries.items():
+                for start in range(0, len(own.rows), step):
+                    rows = slice(start, start + step)
+                    relevant = self._wanted[kind][rows, None] == codes
+                    scores = self._without_offset(own_scores(self._lowering, own.aligned[rows], items), seen)
+                    floors = partial(self._lowering.floors, queries=self._sizes[kind][rows], items=largest)
+                    squared = self._lowering.squares_offset
+                    counted[kind].add(scores, relevant, seen, floors=floors, rows=rows, squared=squared)
+        return counted
+
+    def _without_offset(self, ranked: Scores, seen: Mask) -> Floats:
+        """Put the offset back onto scores (n, m); of distances that it is added to the square of, return squares."""
+        scores = ranked.astype(np.float64)
+        if self._lowering.squares_offset:
+            scores = signed_squares(scores)
+        scores[:, seen] += self._lowering.offset_of_seen
+        return scores

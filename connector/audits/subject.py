@@ -2,25 +2,24 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from alignment.metrics import Guarantee
 from alignment.modality import DIRECTIONS, Modality
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
 from connector.audits.galleries import QuerySet
 from connector.audits.plan import LONGEST, AuditPlan
+from connector.audits.point_scan import PointSelection, Scan, SliceScanner, in_one
 from connector.audits.reference import Truth, truth
 from connector.audits.stages import RateLimiter, Stage, StageRunner
-from connector.errors import FilterRefusedError, StrangePointError
+from connector.errors import FilterRefusedError
 from connector.progress import Advance
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
 from connector.stores.collection import CollectionInfo
 from connector.stores.contract import Store
-from connector.stores.layout import OWN_FIELDS
-from connector.stores.payload_kinds import read_kinds
 from connector.stores.points import Record
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ class AuditSubject:
         candidates: searches the release.
         limiter: of queries a second.
         advance: called with the number of queries done since.
+        workers: read all points; None: this process does.
     """
 
     release: Release
@@ -61,6 +61,7 @@ class AuditSubject:
     candidates: CandidateSearch
     limiter: RateLimiter
     advance: Advance
+    workers: SliceScanner | None = None
 
     def align(self, rows: Rows) -> FloatArray:
         """Return the aligned vectors of rows (n, d)."""
@@ -100,19 +101,21 @@ class AuditSubject:
         Raises:
             StrangePointError: the collection holds what modalign did not write.
         """
-        vector_name = target if self.release.guarantee is Guarantee.EXACT else None  # else payloads carry vectors
-        indexes = {name: kind for name, kind in self.release.indexes.items() if name not in OWN_FIELDS}
-        matching = _with_vector(target, condition)
-        for page in self.store.scroll(
-            self.release.name, vector_name=vector_name, filter=matching, consistent=self.consistent
-        ):
+        for page in self._select(target, condition).pages(self.store):
             self.limiter(1)
-            for record in page:
-                if not isinstance(record.payload.get("group"), str):
-                    raise StrangePointError(record.id, "has no group")
-                if indexes and (refusals := read_kinds(record.payload, indexes, stored=True)):
-                    raise StrangePointError(record.id, f"is found by no filter: {refusals[0].detail}")
             yield page
+
+    def scan(self, target: Modality) -> Scan:
+        """Return the scan of all points of a modality with their vectors, by the workers if there are some.
+
+        Raises: as `pages`, and as `SliceScanner.scan`.
+        """
+        if self.workers is None:
+            return in_one(lambda: self.pages(target))
+        return partial(self.workers.scan, self._select(target), self.info.points)
+
+    def _select(self, target: Modality, condition: "Filter | None" = None) -> PointSelection:
+        return PointSelection.of(self.release, target, condition, consistent=self.consistent)
 
     def truth(self, direction: str, query_set: QuerySet, aligned: FloatArray, keep: Collection[str] = ()) -> Truth:
         """Search exactly by the metric itself, over all points, with queries (n, d); keep the vectors of `keep`."""
@@ -123,8 +126,8 @@ class AuditSubject:
             query_set,
             aligned,
             depth,
-            lambda: self.pages(target),
-            relevant_pages=(lambda: self._pages_of(target, groups)) if len(groups) <= FILTERED_GROUPS else None,
+            self.scan(target),
+            relevant=in_one(lambda: self._pages_of(target, groups)) if len(groups) <= FILTERED_GROUPS else None,
             keep=keep,
         )
 
@@ -137,9 +140,3 @@ class AuditSubject:
             yield from self.pages(target, condition)
         except FilterRefusedError:  # strict mode limits the values of a condition; it refuses the first page
             yield from self.pages(target)
-
-
-def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":
-    from qdrant_client.models import Filter, HasVectorCondition  # takes a second to import
-
-    return Filter(must=[HasVectorCondition(has_vector=modality), *([condition] if condition else [])])

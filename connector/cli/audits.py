@@ -11,7 +11,14 @@ from alignment.names import PROTOCOLS
 from connector.cli.choices import METRIC, Name, PathName
 from connector.cli.group import REQUIREMENT, cli
 from connector.cli.opening import open_home
-from connector.cli.options import METRIC_HELP, home_options, json_option, pixels_option, renamed_option
+from connector.cli.options import (
+    METRIC_HELP,
+    home_options,
+    json_option,
+    pixels_option,
+    placement_options,
+    renamed_option,
+)
 from connector.cli.request_options import range_of, seed_option
 from connector.cli.tables import print_json
 from connector.progress import say
@@ -129,6 +136,7 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
 )
 @click.option("--prometheus", type=FILE, metavar="FILE", help="Write the measures for Prometheus' text file collector.")
 @click.option("--jsonl", type=FILE, metavar="FILE", help="Append the audit as one line of JSON.")
+@placement_options("all points of the release are compared with the queries")
 @click.option("--history", is_flag=True, help="Show earlier audits instead of making one.")
 @click.option(
     "-n", "limit", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Earlier audits to show."

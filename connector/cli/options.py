@@ -230,15 +230,15 @@ def corpus_options(command: F) -> F:
     return with_options(command, options)
 
 
-def placement_options(command: F) -> F:
-    """Add where units are encoded: `--on`, `--workers` and `--gpus-per-worker`."""
+def placement_options(work: str) -> Callable[[F], F]:
+    """Add where work is done, such as "CORPUS is encoded": `--on`, `--workers` and `--gpus-per-worker`."""
     options = [
         click.option(
             "--on",
             metavar="WHERE",
             default="local",
             show_default=True,
-            help="Where CORPUS is encoded: local, this process; local:N, N processes of this machine; ray://HOST:10001, a Ray cluster; auto, the cluster that this machine belongs to. The result is the same. Workers read the files under the same paths. docs/scale.md explains it.",
+            help=f"Where {work}: local, this process; local:N, N processes of this machine; ray://HOST:10001, a Ray cluster; auto, the cluster that this machine belongs to. The result is the same. docs/scale.md explains it.",
         ),
         click.option(
             "--workers",
@@ -254,7 +254,7 @@ def placement_options(command: F) -> F:
             help="GPUs that each worker takes, such as 1 or 0.5.",
         ),
     ]
-    return with_options(command, options)
+    return lambda command: with_options(command, options)
 
 
 def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:

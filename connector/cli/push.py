@@ -59,7 +59,7 @@ def push(max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any
 @push_options
 @click.option("--set", metavar="NAME", help="Embedding set to keep.  [default: like the collection]")
 @corpus_options
-@placement_options
+@placement_options("CORPUS is encoded; workers read its files under the same paths")
 @click.option("--prune", is_flag=True, help="Delete items that have left the corpus, after a count and a question.")
 @click.option(
     "--prune-at-most",

@@ -74,7 +74,7 @@ def _dtype_option(command: F) -> F:
     help="Rows of a shard. A kill loses at most one shard.",
 )
 @corpus_options
-@placement_options
+@placement_options("CORPUS is encoded; workers read its files under the same paths")
 @pixels_option
 @rejects_option
 @json_option

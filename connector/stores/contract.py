@@ -19,7 +19,7 @@ from connector.stores.filters import check_filter, condition_names
 from connector.stores.layout import OVERSAMPLING, Datatype, Layout
 from connector.stores.payload_checks import payload_fault
 from connector.stores.payload_kinds import WORDS, check_kinds
-from connector.stores.points import Hit, Points, Record
+from connector.stores.points import Hit, IdRange, Points, Record
 from connector.stores.search_options import SearchOptions
 from connector.stores.vector_checks import check_vectors, lost_as_float16
 
@@ -270,8 +270,11 @@ class Store(ABC):
         filter: "Filter | None" = None,
         page: int = 1000,
         consistent: bool = False,
+        ids: IdRange | None = None,
     ) -> Iterator[list[Record]]:
         """Yield all points that match `filter` in pages of at most `page`, with the vector `vector_name`.
+
+        They come in the order of their ids: integers, then UUIDs.
 
         Args:
             name: collection or alias.
@@ -279,18 +282,34 @@ class Store(ABC):
             filter: only points that match it.
             page: most points at once.
             consistent: leave out points that the replicas of a cluster do not hold alike, as far as they can be asked.
+            ids: only points with ids in this range; None: all.
 
         Raises:
             FilterError: as `search`; at once, not with the first page.
         """
-        understood = self._understood(name, filter)
-        return self._scroll(name, vector_name=vector_name, filter=understood, page=page, consistent=consistent)
+        within = ids or IdRange(None, None)
+        pages = self._scroll(
+            name,
+            vector_name=vector_name,
+            filter=self._understood(name, filter),
+            page=page,
+            consistent=consistent,
+            first=within.first,
+        )
+        return _until_end(pages, within)
 
     @abstractmethod
     def _scroll(
-        self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int, consistent: bool
+        self,
+        name: str,
+        *,
+        vector_name: str | None,
+        filter: "Filter | None",
+        page: int,
+        consistent: bool,
+        first: str | None,
     ) -> Iterator[list[Record]]:
-        """Yield the points that match a checked and rewritten filter."""
+        """Yield the points that match a checked and rewritten filter, in the order of their ids, from `first` on."""
 
     def count(self, name: str, *, filter: "Filter | None" = None, consistent: bool = False) -> int:
         """Count points exactly.
@@ -378,3 +397,13 @@ class Store(ABC):
     @abstractmethod
     def datatype(self, name: str) -> Datatype:
         """Return the type of a collection's stored vectors; called for every batch."""
+
+
+def _until_end(pages: Iterator[list[Record]], ids: IdRange) -> Iterator[list[Record]]:
+    for page in pages:
+        if ids.holds(page[-1].id):
+            yield page
+            continue
+        if inside := [record for record in page if ids.holds(record.id)]:
+            yield inside
+        return

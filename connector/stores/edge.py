@@ -269,10 +269,17 @@ class EdgeStore(Store):
 
     @override
     def _scroll(
-        self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int, consistent: bool
+        self,
+        name: str,
+        *,
+        vector_name: str | None,
+        filter: "Filter | None",
+        page: int,
+        consistent: bool,
+        first: str | None,
     ) -> Iterator[list[Record]]:
         condition = to_edge(filter)
-        offset = None
+        offset: Any = None if first is None else engine_id(first)
         while True:
             with self._shards.reading(name, "read") as shard:
                 request = edge.ScrollRequest(

@@ -76,6 +76,16 @@ def open_store(settings: "Settings") -> "Store":
     return _kind(settings.store_url).open(settings)
 
 
+def open_shared(url: str) -> "Store":
+    """Open the store at `url` beside the process that named it, with the key and certificates of this environment.
+
+    Raises: as `open_store`.
+    """
+    from connector.settings import Settings  # which only needs to be known here
+
+    return open_store(Settings.load(home=Path.cwd(), qdrant_url=url, database_url="sqlite://"))
+
+
 def url_of(settings: "Settings") -> str:
     """Return the `Store.url` of the store that the settings name, without opening it.
 

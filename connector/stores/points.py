@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import numpy as np
 
@@ -51,6 +53,31 @@ class Hit(NamedTuple):
     id: str
     raw_score: float
     payload: Payload
+
+
+class IdRange(NamedTuple):
+    """Ids from `first` on and before `end`, in the order of a scroll; None: no end on that side."""
+
+    first: str | None
+    end: str | None
+
+    def __str__(self) -> str:
+        return f"points from {self.first or 'the first'} to {self.end or 'the last'}"
+
+    def holds(self, id_: str) -> bool:
+        """Whether it holds an id that is not before `first`. Integers are before all UUIDs."""
+        return self.end is None or id_.isdecimal() or id_ < self.end
+
+
+def id_ranges(count: int) -> list[IdRange]:
+    """Cut all ids into ranges of as many UUIDs: those that modalign gives are spread evenly over them.
+
+    >>> [str(ids) for ids in id_ranges(2)]
+    ['points from the first to 80000000-0000-0000-0000-000000000000', \
+'points from 80000000-0000-0000-0000-000000000000 to the last']
+    """
+    starts = [str(UUID(int=2**128 * number // count)) for number in range(1, count)]
+    return [IdRange(first, end) for first, end in pairwise([None, *starts, None])]
 
 
 def engine_id(id_: str) -> str | int:

@@ -329,9 +329,16 @@ class QdrantStore(Store):
 
     @override
     def _scroll(
-        self, name: str, *, vector_name: str | None, filter: models.Filter | None, page: int, consistent: bool
+        self,
+        name: str,
+        *,
+        vector_name: str | None,
+        filter: models.Filter | None,
+        page: int,
+        consistent: bool,
+        first: str | None,
     ) -> Iterator[list[Record]]:
-        return self._reader.scroll(name, vector_name, filter, page, consistent=consistent)
+        return self._reader.scroll(name, vector_name, filter, page, consistent=consistent, first=first)
 
     @override
     def _count(self, name: str, *, filter: models.Filter | None, consistent: bool) -> int:

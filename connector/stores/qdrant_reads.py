@@ -43,11 +43,18 @@ class PointReader:
         return [_record(point, vector_name) for points in parts for point in points]
 
     def scroll(
-        self, name: str, vector_name: str | None, filter: models.Filter | None, page: int, *, consistent: bool
+        self,
+        name: str,
+        vector_name: str | None,
+        filter: models.Filter | None,
+        page: int,
+        *,
+        consistent: bool,
+        first: str | None,
     ) -> Iterator[list[Record]]:
-        """Yield the points that match a filter, in pages of at most `page` and of what the server allows."""
-        wanted = [vector_name] if vector_name else False
-        for points in self._pages(name, filter, page, consistent=consistent, with_payload=True, with_vectors=wanted):
+        """Yield the points that match a filter, from `first` on, in pages of at most `page` and of what is allowed."""
+        options: dict[str, Any] = {"with_payload": True, "with_vectors": [vector_name] if vector_name else False}
+        for points in self._pages(name, filter, page, consistent=consistent, first=first, **options):
             yield [_record(point, vector_name) for point in points]
 
     def count(self, name: str, filter: models.Filter | None, *, consistent: bool) -> int:
@@ -56,15 +63,22 @@ class PointReader:
         def send(limits: Limits) -> int:
             if limits.exact:
                 return self._cluster.count(name, filter, consistent=consistent)
-            options = {"with_payload": False, "with_vectors": False, "consistent": consistent}
+            options: dict[str, Any] = {"with_payload": False, "with_vectors": False, "consistent": consistent}
             return sum(map(len, self._pages(name, filter, COUNTED_AT_ONCE, **options)))
 
         return self._limits.obey(name, send)
 
     def _pages(
-        self, name: str, filter: models.Filter | None, page: int, *, consistent: bool = False, **options: Any
+        self,
+        name: str,
+        filter: models.Filter | None,
+        page: int,
+        *,
+        consistent: bool = False,
+        first: str | None = None,
+        **options: Any,
     ) -> Iterator[list[models.Record]]:
-        offset = None
+        offset: Any = None if first is None else engine_id(first)
 
         def count(limits: Limits) -> int:
             return min(page, limits.hits)

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from connector.corpora.items import Unit
 from connector.executors.contract import Executor, Factory, Failure, Outcome, P, T
 
 
@@ -15,9 +14,9 @@ class Shuffling(Executor):
 
     Attributes:
         seed: of the order.
-        fails: names of units that fail.
+        fails: names of tasks that fail.
         dies_after: outcomes, then the process of the driver is interrupted; None: it is not.
-        worked: names of the units that workers began.
+        worked: names of the tasks that workers began.
     """
 
     seed: int = 0
@@ -32,9 +31,8 @@ class Shuffling(Executor):
         for count, (position, task) in enumerate(numbered):
             if count == self.dies_after:
                 raise KeyboardInterrupt
-            assert isinstance(task, Unit)
-            self.worked.append(task.name)
-            if task.name in self.fails:
+            self.worked.append(str(task))
+            if str(task) in self.fails:
                 yield Outcome(position, task, (), Failure("OSError", "disk", "node", 3))
             else:
                 yield Outcome(position, task, pickle.loads(pickle.dumps(list(worker(task)))))

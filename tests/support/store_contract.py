@@ -25,7 +25,7 @@ from connector.errors import CollectionNotFoundError, StoreError
 from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.contract import Store
 from connector.stores.layout import PAYLOAD_KINDS, PayloadKind
-from connector.stores.points import Payload, Points
+from connector.stores.points import IdRange, Payload, Points, id_ranges
 from tests.support.errors import raises
 
 DIM = 8
@@ -471,6 +471,20 @@ class ReadingContract:
         for record in records:
             assert record.vector is not None
             np.testing.assert_allclose(record.vector, vectors[record.payload["number"]], rtol=1e-6)
+
+    @pytest.mark.parametrize("page", [2, 100])
+    def test_ranges_of_ids_hold_each_point_once(
+        self, store: Store, name: str, page: int, rng: np.random.Generator
+    ) -> None:
+        """Also those whose ids another program gave."""
+        store.create(name, config())
+        spread = [str(UUID(int=number << 124 | 7)) for number in range(16)]
+        numbers = ["0", "3", str(2**64 - 1)]
+        store.upsert(name, Points("v", spread + numbers, normal(rng, 19), [{"third": i % 3} for i in range(19)]))
+        ranges = [[r.id for found in store.scroll(name, ids=ids, page=page) for r in found] for ids in id_ranges(4)]
+        assert ranges == [numbers + spread[:4], spread[4:8], spread[8:12], spread[12:]]
+        within = store.scroll(name, ids=IdRange(spread[3], spread[9]), filter=only(third=0), page=page)
+        assert [record.id for found in within for record in found] == [spread[3], spread[6]]
 
     def test_pages_of_a_filter(self, store: Store, name: str, rng: np.random.Generator) -> None:
         store.create(name, config(payload_indexes={"third": "integer"}))

@@ -37,6 +37,7 @@ from connector.audits import auditor
 from connector.audits.baseline import Baseline
 from connector.audits.measure import Measurement
 from connector.audits.plan import AuditPlan
+from connector.audits.point_scan import SliceScanner
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.progress import Advance
@@ -336,6 +337,7 @@ def audit(
     requirements: Sequence[Requirement] = (),
     baseline: Baseline | None = None,
     advance: Advance = lambda count: None,
+    workers: SliceScanner | None = None,
     **asked: Any,
 ) -> Audit:
     """Audit a release with the plan that `asked` describes."""
@@ -348,6 +350,7 @@ def audit(
         requirements=requirements,
         baseline=baseline,
         advance=advance,
+        workers=workers,
     )
 
 

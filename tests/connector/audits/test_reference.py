@@ -16,6 +16,7 @@ from alignment.metrics import Distance, Guarantee, Lowering, Metric, Rescored, p
 from alignment.retrieval.ranks import RelevantRanks, top_k
 from alignment.vectors import FloatArray, l2_normalize
 from connector.audits.galleries import NOT_IN_GALLERY, Everything, Folds, Gallery, HeldOut, QuerySet
+from connector.audits.point_scan import Scan, in_one
 from connector.audits.reference import FEW, NATIVE, Truth, own_scores, truth, vectors_of
 from connector.releases.aligned_payload import ALIGNED, packed
 from connector.releases.points import HELD_OUT
@@ -60,14 +61,14 @@ class Case:
     def pages(self, size: int = 1000) -> Callable[[], Iterator[list[Record]]]:
         return lambda: (self.records[start : start + size] for start in range(0, len(self.records), size))
 
-    def relevant_pages(self, size: int = 1000, missed: int = 0) -> Callable[[], Iterator[list[Record]]]:
+    def relevant(self, size: int = 1000, missed: int = 0) -> Scan:
         """Pages of the points of the queries' groups, without the first `missed` of them."""
         groups = set(self.asked.rows.groups)
         relevant = [record for record in self.records if record.payload["group"] in groups][missed:]
-        return replace(self, records=relevant).pages(size)
+        return in_one(replace(self, records=relevant).pages(size))
 
     def found(self, *, page: int = 1000, depth: int = DEPTH, **options: Any) -> Truth:
-        return truth(self.lowering, self.asked, self.queries, depth, self.pages(page), **options)
+        return truth(self.lowering, self.asked, self.queries, depth, in_one(self.pages(page)), **options)
 
     @property
     def exact(self) -> npt.NDArray[np.float64]:
@@ -284,8 +285,8 @@ class TestPages:
                 read.append(len(page))
                 yield page
 
-        relevant = its.relevant_pages() if told else None
-        truth(its.lowering, its.asked, its.queries, DEPTH, pages, relevant_pages=relevant)
+        relevant = its.relevant() if told else None
+        truth(its.lowering, its.asked, its.queries, DEPTH, in_one(pages), relevant=relevant)
         assert read == [20, 20, 20, 1] * (1 if told else 2)
 
     @given(st.sampled_from(GALLERIES), st.sampled_from(SOME), st.integers(1, M), st.integers(0, M))
@@ -293,7 +294,7 @@ class TestPages:
         self, gallery: str, text: str, page: int, missed: int
     ) -> None:
         its = prepared(text, gallery)
-        whole, found = its.found(), its.found(page=page, relevant_pages=its.relevant_pages(page, missed))
+        whole, found = its.found(), its.found(page=page, relevant=its.relevant(page, missed))
         assert same(found.whole, whole.whole)
         assert same(found.gallery, whole.gallery)
         assert found.sizes.tolist() == whole.sizes.tolist()
@@ -315,7 +316,7 @@ class TestPages:
 
             tracemalloc.start()
             try:
-                found = truth(its.lowering, its.asked, its.queries, 11, pages, chunk_scores=chunk)
+                found = truth(its.lowering, its.asked, its.queries, 11, in_one(pages), chunk_scores=chunk)
                 peaks.append(tracemalloc.get_traced_memory()[1])
             finally:
                 tracemalloc.stop()
