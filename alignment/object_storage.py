@@ -43,7 +43,9 @@ CREDENTIALS = {
 NOT_FOUND, DENIED = 404, (401, 403)
 READ_AHEAD = 4 << 20  # bytes of a request where an object is read from its beginning to its end
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
-_SIGNED = re.compile(r"\?.*=", re.DOTALL)
+_ONE_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):/?[^/]", re.IGNORECASE)
+_QUERY = re.compile(r"\?.*=", re.DOTALL)
+_VERSION = re.compile(r"[^?]*\?(versionId|versionid|generation|snapshot)=[^&]*", re.DOTALL)
 # What does not answer is given up: botocore tries 3 times, s3fs 3 times that, for 5 s until there is a connection and
 # for 15 s until there is an answer.
 _TRIES = 3
@@ -77,6 +79,12 @@ def located(place: "Path | str | RemotePath") -> Path:
     if is_remote(place):
         return place
     if not is_url(place):
+        if match := _ONE_SLASH.match(str(place)):
+            raise StorageError(
+                f"{place}: expected two slashes behind the scheme, as {match[1].lower()}://BUCKET/KEY; a directory of "
+                f"this name is ./{place}",
+                code="storage-url",
+            )
         return Path(str(place)).absolute()
     return cast(Path, RemotePath.at(str(place)))
 
@@ -132,7 +140,13 @@ class RemotePath:
         match = _URL.match(url)
         scheme, rest = (match[1].lower(), match[2]) if match else ("", "")
         bucket = rest.partition("/")[0]
-        if "@" in bucket or ":" in bucket or _SIGNED.search(rest):
+        if _VERSION.fullmatch(rest) and not ("@" in bucket or ":" in bucket):
+            raise StorageError(
+                f"{scheme}://{rest}: expected the URL of an object without a version, because the newest one is read; "
+                "copy the version to a name of its own",
+                code="storage-url",
+            )
+        if "@" in bucket or ":" in bucket or _QUERY.search(rest):
             raise StorageError(
                 f"{scheme}://***: expected a URL without user, password, port and signature, because SQL, cards and "
                 "logs name it; give credentials by the environment, such as AWS_PROFILE or AWS_ACCESS_KEY_ID, and a "

@@ -52,6 +52,21 @@ def read_entry(
         return reject_of(entry, "read", error.reason, str(error))
 
 
+def digest_of(entry: Entry) -> str | None:
+    """Return the SHA-256 of the content of an entry; None: it is no item, or its image cannot be read."""
+    if not isinstance(entry, Item):
+        return None
+    if isinstance(entry.content, str):
+        return hashlib.sha256(entry.content.encode()).hexdigest()
+    if isinstance(entry.content, Vector):
+        return entry.content.sha256 or hashlib.sha256(entry.content.values).hexdigest()
+    try:
+        with reading(entry.content) as file:
+            return hashlib.sha256(file).hexdigest()
+    except ImageRejectedError:
+        return None
+
+
 def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max_pixels: int) -> Prepared | Reject:
     """Decode and preprocess the file of an image, or preprocess a text.
 

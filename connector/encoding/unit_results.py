@@ -1,19 +1,25 @@
 """Results of units in the order of the corpus, whatever order workers complete them in."""
 
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
 
-from connector.corpora.items import Unit
+from alignment.object_storage import is_remote
+from connector.corpora.items import Entry, Item, Unit
+from connector.encoding.preparation import digest_of
 from connector.encoding.staged_units import StagedUnits
-from connector.encoding.unit_encoder import Group
+from connector.encoding.unit_encoder import DECODING_THREADS, REMOTE_READERS, Content, EncodedItem, Group
 from connector.encoding.unit_rows import SCHEMA, from_batches
 from connector.encoding.unit_worker import UnitWorkerFactory
 from connector.executors.contract import Executor, Failure, Outcome
+
+READ_AT_ONCE = 32  # entries, whose images are held
 
 UnitOutcome: TypeAlias = Outcome[Unit, pa.RecordBatch]
 
@@ -73,11 +79,34 @@ class UnitResults:
         """Yield the units that are to be encoded."""
         for number, unit in enumerate(self._factory.corpus.units()):
             self._units.append(unit)
-            if self._staged.holds(unit, self._factory.known):
+            if self._staged.holds(unit, self._factory.known) and self._is_current(unit):
                 self._ready[number] = None
             else:
                 self._asked.append(number)
                 yield unit
+
+    def _is_current(self, unit: Unit) -> bool:
+        """Whether a staged result is of the contents that the corpus has now; files may have been replaced meanwhile.
+
+        One that is not is removed.
+        """
+        remote = is_remote(self._factory.corpus.path)
+        with ThreadPoolExecutor(REMOTE_READERS if remote else DECODING_THREADS) as threads:
+            entries = self._factory.corpus.within(unit).with_captions()
+            now = {
+                (entry.modality, entry.key, entry.position, digest)
+                for entry, digest in _digests(entries, threads)
+                if isinstance(entry, Item)
+            }
+        staged = (row for group in from_batches(self._staged.read(unit)) for row in group)
+        if all(
+            (row.item.modality, row.item.key, row.item.position, row.content.sha256) in now
+            for row in staged
+            if isinstance(row, EncodedItem) and isinstance(row.content, Content)
+        ):
+            return True
+        self._staged.remove(unit)
+        return False
 
     def _take_ready(self, turn: int) -> Generator[Group | FailedUnit, None, int]:
         """Yield the units from number `turn` on that are ready; return the number of the first that is not."""
@@ -92,6 +121,11 @@ class UnitResults:
                 yield []
             turn += 1
         return turn
+
+
+def _digests(entries: Iterator[Entry], threads: ThreadPoolExecutor) -> Iterator[tuple[Entry, str | None]]:
+    while window := list(islice(entries, READ_AT_ONCE)):
+        yield from zip(window, threads.map(digest_of, window), strict=True)
 
 
 def _closable(outcomes: Iterable[UnitOutcome]) -> Generator[UnitOutcome, None, None]:

@@ -5,11 +5,12 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
+from alignment.plurals import counted
 from connector.errors import SettingsError
 
 LOCAL = "local"
 AUTO = "auto"
-FORMS = "local, local:N with N processes from 1, ray://HOST:PORT, or auto"
+FORMS = "local, local:N with N processes from 1 to 99999, ray://HOST:PORT, or auto"
 
 _PROCESSES = re.compile(r"local:0*([1-9]\d{0,4})", re.ASCII)
 _ADDRESS = re.compile(r"ray://(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})", re.ASCII)
@@ -40,7 +41,8 @@ class Placement:
         Placement(on='ray://head:10001', min_workers=2, max_workers=8, gpus_per_worker=0.5)
 
         Raises:
-            SettingsError: one of them is malformed, or is given for `local`, which has no workers.
+            SettingsError: one of them is malformed, is given for `local`, which has no workers, or asks for more
+                of them than `local:N` has processes.
         """
         if on not in (LOCAL, AUTO) and not _PROCESSES.fullmatch(on) and not _is_address(on):
             raise SettingsError(f"--on {on!r}: expected {FORMS}", code="on")
@@ -58,7 +60,14 @@ class Placement:
                 "local:N, ray://HOST:PORT or auto, or leave the option out",
                 code=option,
             )
-        return cls(on, least, most, gpus_per_worker)
+        placement = cls(on, least, most, gpus_per_worker)
+        if placement.processes and (most or 0) > placement.processes:
+            raise SettingsError(
+                f"--workers {workers!r}: --on {on} has {counted(placement.processes, 'process')}, one a worker; "
+                f"expected a MAX of at most {placement.processes}, or --on local:{most}",
+                code="workers",
+            )
+        return placement
 
     @property
     def processes(self) -> int | None:

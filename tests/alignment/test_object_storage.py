@@ -124,6 +124,12 @@ def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["s3:/bucket/a", "s3:bucket", "GS:/bucket", "s3://bucket/a?versionId=4"])
+def test_what_is_nearly_a_url_is_named_and_no_local_file(url: str) -> None:
+    with raises(StorageError, url, code="storage-url"):
+        located(url)
+
+
 @pytest.mark.parametrize("url", ["https://host/a", "file:///a", "zip://a", "nothing://a/b", "s3://", "s3:///a"])
 def test_what_is_no_object_storage_is_refused(url: str) -> None:
     with raises(StorageError, url.partition(":")[0], code="storage-url"):

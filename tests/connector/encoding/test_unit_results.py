@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
@@ -90,6 +91,21 @@ def test_a_result_that_rests_on_a_row_that_went_is_made_again(corpus: Cut, tmp_p
     executor = Shuffling()
     done(corpus, tmp_path / "s", executor)
     assert EmbeddingSet.open(tmp_path / "s").card.counts["image"] == 29
+    assert len(executor.worked) > 1
+
+
+def test_a_result_of_images_that_were_replaced_is_made_again(corpus: Cut, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        done(corpus, tmp_path / "s", Shuffling(seed=3, dies_after=len(corpus.sizes) - 1))
+    for number, entry in enumerate(corpus.entries):
+        if isinstance(entry, Item) and isinstance(entry.content, Path) and entry.content.exists():
+            Image.new("RGB", (8, 8), (number, 255 - number, 9)).save(entry.content)
+    executor = Shuffling()
+    done(corpus, tmp_path / "s", executor)
+    done(corpus, tmp_path / "plain" / "s")
+    made = [EmbeddingSet.open(tmp_path / name / "s").load("image") for name in (".", "plain")]
+    found, expected = ({key: v.tobytes() for key, v in zip(rows.keys, rows.vectors, strict=True)} for rows in made)
+    assert found == expected
     assert len(executor.worked) > 1
 
 

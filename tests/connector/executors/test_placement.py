@@ -51,6 +51,12 @@ def test_workers_that_are_no_range_are_refused(workers: str) -> None:
         Placement.parse("auto", workers=workers)
 
 
+def test_more_workers_than_processes_are_refused() -> None:
+    assert Placement.parse("local:2", workers="1:2").max_workers == 2
+    with raises(SettingsError, "'3:9'", "local:2", "local:9", code="workers"):
+        Placement.parse("local:2", workers="3:9")
+
+
 @pytest.mark.parametrize("gpus", [0.0, 0.25, 1.0, 8.0])
 def test_a_worker_has_a_share_of_a_gpu_or_whole_ones(gpus: float) -> None:
     assert Placement.parse("local:1", gpus_per_worker=gpus).gpus_per_worker == gpus
