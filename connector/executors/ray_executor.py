@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,6 +42,8 @@ SAY_SECONDS = 10.0
 SAY_SLOW_SECONDS = 60.0
 PATIENCE_SECONDS = 600.0  # a cluster may take minutes to add machines
 FAILED_STARTS = 3  # in a row, while no worker lives
+SAME_FAILURES = 3  # tasks that failed each time by the same error, before any has ended: so would all others
+DIED = "WorkerDied"  # which may be the machine's fault
 
 cloudpickle.register_pickle_by_value(ray_worker)
 
@@ -66,7 +68,8 @@ class RayExecutor(Executor):
         three times is an outcome with a failure, and the others go on.
 
         Raises:
-            ExecutorError: fewer workers than asked for could be had, or the cluster was lost.
+            ExecutorError: fewer workers than asked for could be had, the cluster was lost, or the first tasks have all
+                failed by the same error.
             OutOfResourcesError: no machine has the memory that a worker needs.
             MismatchError: a worker has another version of modalign or Python.
             ModalignError: one of `CONCERNS_JOB`, from any worker.
@@ -126,6 +129,8 @@ class _Job(Generic[T, P]):
         self._room = Room(placement)
         self._head = Head.of_this_connection()
         self._failed_starts = 0
+        self._any_ended = False
+        self._failed_by: Counter[tuple[str, str]] = Counter()  # tasks, by kind and message of the last failure
         self._said: set[tuple[str, str]] = set()
         self._began = self._enough_at = time.monotonic()
         self._said_fewer = False
@@ -214,12 +219,13 @@ class _Job(Generic[T, P]):
             return self._failed(attempted, type(error.cause).__name__, one_line(error.cause), hired.node)
         except RayError as error:  # the actor died, or the machine that held the result
             self._dismiss(hired)
-            return self._failed(attempted, "WorkerDied", why_dead(error), hired.node)
+            return self._failed(attempted, DIED, why_dead(error), hired.node)
         self._say(report)
         if failure := report["error"]:
             if error_of_job := job_error(failure, hired.node):
                 raise error_of_job
             return self._failed(attempted, failure["kind"], failure["message"], hired.node)
+        self._any_ended = True
         return Outcome(attempted.position, attempted.task, report["parts"])
 
     def _failed(self, attempted: _Attempted[T], kind: str, message: str, node: str) -> Outcome[T, P] | None:
@@ -229,6 +235,13 @@ class _Job(Generic[T, P]):
             _log.warning("%s: %s; it is begun again", attempted.task, failure)
             self._queue.appendleft(attempted)
             return None
+        self._failed_by[kind, message] += 1
+        if self._failed_by[kind, message] >= SAME_FAILURES and not self._any_ended and kind != DIED:
+            raise ExecutorError(
+                f"the first {SAME_FAILURES} of the work, such as {attempted.task}, {failure}; every other would fail "
+                f"alike: mend the cause, then {RUN_AGAIN}",
+                code="all-fail",
+            )
         return Outcome(attempted.position, attempted.task, (), failure)
 
     def _dismiss(self, hired: _Hired[T]) -> None:

@@ -47,11 +47,11 @@ def why_dead(error: object) -> str:
     """Return why an actor died, of what Ray says.
 
     >>> why_dead("Died.\\n pid: 7\\nThe actor is dead because its worker process has died. Worker exit type: X")
-    'its worker process has died.'
+    'its worker process has died'
     """
     text = one_line(error)
     match = _DEATH.search(text)
-    return (match[1] if match else text)[:LONGEST_REASON]
+    return (match[1] if match else text)[:LONGEST_REASON].rstrip(".")
 
 
 def job_error(failure: Mapping[str, Any], node: str) -> ModalignError | None:

@@ -11,6 +11,7 @@ The next run skips what the ledger holds and writes everything else again, under
 """
 
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
@@ -94,6 +95,7 @@ class BatchWriter:
     _rows_waiting: int = 0
     _unflushed: int = 0
     _same_points: bool = False
+    _unchanged: Counter[str] = field(default_factory=Counter)  # by shard
     _committed: float = field(default_factory=time.monotonic)
     _rng: np.random.Generator = field(init=False)
 
@@ -126,7 +128,7 @@ class BatchWriter:
         for writer in self.writers:
             writer.met.add(batch.key)
         if batch.held:
-            self.run.count("unchanged", batch.held)
+            self._count_unchanged(batch.key, batch.held)
         for projected in batch.projections:
             self._reject(batch.key, batch.rows, projected.refused)
             self._reject_fields(batch.key, batch.rows, projected.left_out)
@@ -195,12 +197,17 @@ class BatchWriter:
         """Have `finish` look at these shards again; some of them may be gone."""
         self._commit()
         self._written -= set(changed)
+        self.run.counts["unchanged"] -= sum(self._unchanged.pop(shard, 0) for shard in changed)  # counted anew
         for writer in self.writers:
             writer.ledger = self.provenance.ledger.entries(writer.release.row.id, self.set_id)
             writer.met = {key for key in writer.met if key[0] not in changed}
         for shard in changed:
             if not (self.path / shard).exists():
                 self._forget_beyond(shard, 0)
+
+    def _count_unchanged(self, key: BatchKey, points: int) -> None:
+        self.run.count("unchanged", points)
+        self._unchanged[key[0]] += points
 
     def _forget_beyond(self, shard: str, end: int) -> None:
         """Have the next commit forget ledger entries of a shard's batches from row `end` on: it has no such rows."""
@@ -265,7 +272,7 @@ class BatchWriter:
         writer.pending[part.key] = (part.of_release.digest, part.unchanged + written)
         self.run.count("written", written)
         if part.unchanged:
-            self.run.count("unchanged", part.unchanged)
+            self._count_unchanged(part.key, part.unchanged)
         self._unflushed += written
 
     def _changed(self, release: Release, points: Points) -> list[int]:

@@ -97,7 +97,7 @@ def ingest(
         *(alignment, alignment_id, request.into, chosen_layout(request.layout, store), store, provenance, run),
         *(request.fresh_layout, request.take_over),
     ).check_layouts(metrics)
-    refuse_keys_of_other_sets(corpus, path, provenance, here(provenance, store), request.into)
+    refuse_keys_of_other_sets(corpus, path, provenance, here(provenance, store), request.into, max_pixels)
     specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
     with executor_of(request, specs) as executor:
         begun = Ingest(

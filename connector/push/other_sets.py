@@ -1,6 +1,7 @@
 """What other embedding sets give to the releases of a push: a point is of one set alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -9,7 +10,8 @@ from alignment.modality import MODALITIES, Modality
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.sets.shards import read_columns
-from connector.corpora.items import Corpus, Item
+from connector.corpora.images import ImageRejectedError, decode, reading
+from connector.corpora.items import Corpus, Item, Vector
 from connector.errors import MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
@@ -49,16 +51,19 @@ class OtherSets:
         """Raise a `MismatchError` if another set holds a point of these rows: writing them would replace it."""
         self.check_keys(rows.modality, rows.keys)
 
-    def check_keys(self, modality: Modality, of_rows: Sequence[str]) -> None:
-        """As `check`, of the keys of rows that are not encoded yet."""
+    def check_keys(
+        self, modality: Modality, of_rows: Sequence[str], *, is_item: Callable[[str], bool] = lambda key: True
+    ) -> None:
+        """As `check`, of the keys of rows that are not encoded yet, but for those of which `is_item` says no."""
         if self._points is None:
             self._points = {path.name: _points_of(path) for path in self._paths()}
         if not self._points:
             return
         keys = dict(zip(point_ids(modality, of_rows), of_rows, strict=True))
         for name, points in self._points.items():
-            if shared := keys.keys() - points.missing([*keys]):
-                examples = ", ".join(sorted(keys[id_] for id_ in shared)[:EXAMPLES])
+            held = sorted(keys[id_] for id_ in keys.keys() - points.missing([*keys]))
+            if shared := [key for key in held if is_item(key)]:
+                examples = ", ".join(shared[:EXAMPLES])
                 raise MismatchError(
                     f"embedding sets {self._path.name} and {name} share {modality} keys, such as {examples}, and "
                     f"collection {self._releases[0].collection} holds {name} already. An item is of one set: "
@@ -89,11 +94,12 @@ def _remedy(name: str) -> str:
 
 
 def refuse_keys_of_other_sets(
-    corpus: Corpus, path: Path, provenance: Provenance, store_id: int, collection: str
+    corpus: Corpus, path: Path, provenance: Provenance, store_id: int, collection: str, max_pixels: int
 ) -> None:
     """Refuse to ingest a corpus into a set that is not there yet, if other sets of the collection have its keys.
 
-    Its rows are read for this, and no image of a file. A set that is there is checked when it is written.
+    Its rows are read for this, and images of shared keys: one that cannot be decoded is a reject, and shares nothing. A
+    set that is there is checked when it is written.
 
     Raises:
         MismatchError: another set has one of the keys.
@@ -102,11 +108,25 @@ def refuse_keys_of_other_sets(
     if path.exists() or not provenance.ledger.sets_in(row.id for row in releases):
         return
     with OtherSets(path, None, releases, provenance) as others:
-        items = (entry for entry in corpus if isinstance(entry, Item))
-        while window := list(islice(items, KEYS_AT_ONCE)):
+        entries = (entry for entry in corpus if isinstance(entry, Item))
+        while window := list(islice(entries, KEYS_AT_ONCE)):
             for modality in MODALITIES:
-                if keys := [item.key for item in window if item.modality == modality]:
-                    others.check_keys(modality, keys)
+                items = {item.key: item for item in reversed(window) if item.modality == modality}
+                if items:
+                    others.check_keys(modality, [*items], is_item=partial(_is_sound, items, max_pixels))
+
+
+def _is_sound(items: Mapping[str, Item], max_pixels: int, key: str) -> bool:
+    """Whether the item of a key is none that will be refused for its image."""
+    item = items[key]
+    if item.modality != "image" or isinstance(item.content, Vector | str):
+        return True
+    try:
+        with reading(item.content) as file:
+            decode(file, max_pixels)
+    except ImageRejectedError:
+        return False
+    return True
 
 
 def _corpus(path: Path) -> Path | None:

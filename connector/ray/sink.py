@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from alignment.errors import SetBusyError
 from alignment.modality import Modality
-from alignment.object_storage import is_remote
+from alignment.object_storage import as_remote, is_remote
 from alignment.sets.cards import Dtype, EncoderCard
 from alignment.sets.writer import check_same_encoder, recorded_encoders
 from connector.errors import SettingsError
@@ -64,8 +64,8 @@ class ReleaseSink(Datasink[list[str]]):
             encoders: which encoder computed the vectors, by modality: those of the alignment.
             settings: of the home; None: from the variables `MODALIGN_*`.
             dtype: type of the vectors that a new set stores.
-            shared_home: every node sees the home at the same path, so tasks may stage rows on any node. Otherwise they
-                do on the node of this process alone.
+            shared_home: every node sees the home at the same path, or may write at its URL, so tasks may stage rows on
+                any node. Otherwise they do on the node of this process alone.
 
         Raises:
             SettingsError: a name is invalid, or no encoder is given.
@@ -80,12 +80,6 @@ class ReleaseSink(Datasink[list[str]]):
         self._shared_home = shared_home
         checked_name(request.into, "collection")
         path = self._settings.set_path(request.set)
-        if is_remote(path):
-            raise SettingsError(
-                f"home {self._settings.home}: a dataset is staged in files of its own; expected a home in a directory "
-                "that every node sees",
-                code="home-not-a-directory",
-            )
         if not encoders:
             raise SettingsError("expected the card of the encoder that computed the vectors, got none")
         alignment = Home(self._settings).alignment(request.alignment)
@@ -96,8 +90,10 @@ class ReleaseSink(Datasink[list[str]]):
                 check_same_encoder(path, modality, recorded[modality], card)
         self._dims = {modality: card.dim for modality, card in self._encoders.items()}
         self._staging = path.with_name(f".{path.name}.rows") / uuid4().hex
-        # Ray starts a write in another thread than it ends it in.
-        self._lock: FileLock | None = FileLock(path.with_name(f".{path.name}.rows.lock"), thread_local=False)
+        self._lock: FileLock | None = None
+        if not is_remote(path):  # where there are no locks; what others stage is then left alone
+            # Ray starts a write in another thread than it ends it in.
+            self._lock = FileLock(path.with_name(f".{path.name}.rows.lock"), thread_local=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tasks get what they need: no keys of databases, and no lock."""
@@ -116,11 +112,12 @@ class ReleaseSink(Datasink[list[str]]):
             CorpusError: a column is missing, has another type or another name.
             SetBusyError: another process writes a dataset into the set.
         """
-        assert self._lock is not None
         if isinstance(schema, pa.Schema):
             check_columns(schema)
         with self._home() as home:
             _ = home.provenance, home.store
+        if self._lock is None:
+            return
         self._staging.parent.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -139,7 +136,7 @@ class ReleaseSink(Datasink[list[str]]):
         Raises:
             SettingsError: this node does not see the directory for staged rows.
         """
-        if not self._staging.is_dir():
+        if not is_remote(self._staging) and not self._staging.is_dir():
             raise SettingsError(
                 f"{self._staging} is not there on this node: expected a home that every node sees at the same path; "
                 "without one, leave shared_home out, and rows are staged on the node of the driver"
@@ -176,7 +173,8 @@ class ReleaseSink(Datasink[list[str]]):
         return Home(self._settings)
 
     def _end(self) -> None:
-        assert self._lock is not None
-        if self._lock.is_locked:
+        if remote := as_remote(self._staging):
+            remote.clear()
+        elif self._lock and self._lock.is_locked:
             shutil.rmtree(self._staging.parent, ignore_errors=True)
             self._lock.release()

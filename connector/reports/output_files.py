@@ -83,12 +83,16 @@ def _remove_leftovers(directory: Path) -> None:
 def append_line(path: Path, line: str) -> None:
     """Append a line, durably and as a whole: nothing of it stays if it does not fit.
 
+    An object is read and put again with the line: of two processes that do so at once, one may lose its line.
+
     Raises:
         OutputError: the line cannot be written.
     """
     content = (line + "\n").encode(errors="backslashreplace")
     if is_remote(path):
-        raise OutputError(f"{path} cannot be appended to: an object is written whole; name a file on this machine")
+        before = path.read_bytes() if path.exists() else b""
+        write_durably(path, before + (b"\n" if before and not before.endswith(b"\n") else b"") + content)
+        return
     try:
         if path.exists() and not path.is_file():
             raise OSError("expected a regular file")

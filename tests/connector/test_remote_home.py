@@ -1,6 +1,7 @@
 """A home in object storage: it gives what one on disk gives, also after kills, and says what it needs."""
 
 import os
+import pickle
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -20,17 +21,18 @@ from alignment.model.alignment import Alignment
 from alignment.object_storage import located
 from alignment.sets.cards import SetCard
 from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from connector.corpora.items import Unit
 from connector.encoding import loading
 from connector.encoding.staged_units import StagedUnits
 from connector.encoding.unit_rows import SCHEMA
-from connector.errors import OutputError, SettingsError
+from connector.errors import SettingsError
 from connector.home import Home
 from connector.provenance.database import Database
 from connector.provenance.leases import fit_lock, set_lock
 from connector.provenance.recorder import Provenance
-from connector.reports.output_files import append_line, write_file
+from connector.reports.output_files import append_line, claim_file, write_file
 from connector.requests import AuditRequest, CompareRequest, DeleteRequest, EncodeRequest, FitRequest, PushRequest
 from connector.settings import Settings
 from tests.support.databases import migrated, postgres_database
@@ -39,7 +41,7 @@ from tests.support.fakes import fake_entry_points, fake_pairs, fake_rows, write_
 from tests.support.faulty_server import FaultyServer, running
 from tests.support.kills import die_before
 from tests.support.object_storage import Storage
-from tests.support.world import vectors_of
+from tests.support.world import COLLECTION, alignment, cards, pairs, stored, vectors_of
 
 ENCODERS: Any = {"image": "fake-image:small", "text": "fake-text:small"}
 FIT = FitRequest(sets=["pairs"], alignment="a", method="ridge", folds=2)
@@ -254,13 +256,15 @@ def test_a_directory_appears_with_its_last_file(bucket: str) -> None:
         pass
 
 
-def test_a_file_is_written_whole_and_never_appended_to(bucket: str, storage: Storage) -> None:
+def test_a_file_is_written_whole_and_lines_are_added_to_it(bucket: str, storage: Storage) -> None:
     path = located(f"{bucket}/page.html")
     write_file(path, "one")
     write_file(path, "two")
     assert path.read_text() == "two"
-    with raises(OutputError, path):
-        append_line(path, "three")
+    claim_file(path)
+    for line in ("1", "2"):
+        append_line(path, line)
+    assert path.read_text() == "two\n1\n2\n"
     with storage.refusing(), raises(StorageError, path, code="storage-denied"):
         write_file(path, "three")
 
@@ -278,9 +282,36 @@ def test_results_of_units_wait_in_the_bucket_and_go(bucket: str) -> None:
     assert not path.exists()
 
 
-def test_a_sink_needs_a_home_in_a_directory(bucket: str) -> None:
-    sink = pytest.importorskip("connector.ray.sink", reason="needs the extra `ray`")
-    settings = Settings.load(home=f"{bucket}/home", database_url="postgresql://h/m", qdrant_url="http://h:6333")
-    request = PushRequest(set="pairs", into="c", alignment="a")
-    with raises(SettingsError, f"{bucket}/home", code="home-not-a-directory"):
-        sink.ReleaseSink(request, encoders={}, settings=settings)
+def test_a_dataset_is_staged_in_the_bucket_and_leaves_what_a_push_leaves(
+    where: Where, local: Where, storage: Storage, bucket: str
+) -> None:
+    sinks = pytest.importorskip("connector.ray.sink", reason="needs the extra `ray`")
+
+    parts = pairs(20)
+    points = []
+    for number, given in enumerate((local, where)):
+        settings = Settings.load(**given)
+        alignment().save(settings.alignment_path("a"))
+        request = PushRequest(set="s", into=COLLECTION, alignment="a")
+        sink = sinks.ReleaseSink(request, encoders=cards(), settings=settings)
+        sink.on_write_start()
+        tasks = [pickle.loads(pickle.dumps(sink)) for _ in parts]
+        block = [dataset_of(part) for part in parts]
+        names = [task.write([rows], None) for task, rows in zip(tasks, block, strict=True)]
+        tasks[0].write(block[:1], None)  # a task that was repeated, and whose names never arrived
+        if number:
+            assert len([name for name in storage.keys(bucket) if ".rows/" in name]) == 3
+        sink.on_write_complete(sinks.WriteResult(2 * len(parts[0]), 0, names))
+        assert sink.result is not None
+        (release,) = sink.result.value
+        with Home(settings) as home:
+            points.append({m: stored(home.store, release.name, m) for m in ("image", "text")})
+    assert points[1] == points[0]  # the server may round
+    assert not [name for name in storage.keys(bucket) if ".rows/" in name]
+
+
+def dataset_of(part: Rows) -> pa.Table:
+    vectors = pa.array(list(part.vectors), pa.list_(pa.float32()))
+    return pa.table(
+        {"modality": [part.modality] * len(part), "key": part.keys, "group": part.groups, "vector": vectors}
+    )

@@ -200,6 +200,20 @@ class TestOwnColumns:
         assert "pairs" in ended.error
         assert sorted(path.name for path in (unbroken / "sets").iterdir() if path.is_dir()) == ["pairs"]
 
+    def test_an_image_that_is_refused_shares_no_key(self, home: Path, tmp_path: Path) -> None:
+        sound, broken = fake_pairs(tmp_path, 2, seed=1)
+        broken.image.write_bytes(b"no picture")
+        rows = [
+            {"key": "new", "image": str(sound.image)},
+            {"key": fake_pairs(tmp_path, 1)[0].key, "image": str(broken.image)},
+        ]
+        corpus = write_manifest(tmp_path / "m.jsonl", [], *rows)
+        ended = modalign(
+            "ingest", corpus, "--into", "things", "--alignment", "a", "--set", "own", "--json", "--home", home
+        )
+        counts = {name: count for name, count in ended.document["counts"].items() if count}
+        assert (ended.code, counts) == (4, {"encoded": 1, "rejected": 1, "written": 1})
+
     def test_a_field_that_is_left_out_does_not_keep_items_from_pruning(self, home: Path, tmp_path: Path) -> None:
         row = {"key": "x", "caption": "red", "year": float("nan")}
         manifest = write_manifest(tmp_path / "m.jsonl", pairs := fake_pairs(tmp_path, 12, seed=1), row)

@@ -123,6 +123,12 @@ class TestWork:
         assert isinstance(outcomes, Iterator)
         outcomes.close()  # type: ignore[attr-defined]
 
+    def test_what_fails_alike_from_the_beginning_ends_after_three_tasks(self, tmp_path: Path) -> None:
+        factory = Working(tmp_path, fails=tuple(range(100)))
+        with raises(ExecutorError, "OSError", "the disk is gone", code="all-fail"):
+            list(RayExecutor(Placement("auto", max_workers=1)).map(factory, range(100)))
+        assert [factory.attempts(task) for task in (0, 1, 2, 99)] == [*[ATTEMPTS] * 3, 0]
+
     def test_arrays_of_the_factory_are_mapped_and_not_copied(self) -> None:
         (outcome,) = RayExecutor(Placement("auto")).map(Mapped(np.arange(1_000_000)), [999_999])
         assert list(outcome.parts) == [(999_999, False, False)]

@@ -202,6 +202,14 @@ class TestShadows:
             (row,) = world.provenance.releases.find(physical_name=name)
             verification.verify(load_release(world.provenance, world.store, row), world.store, world.provenance, seed=0)
 
+    def test_points_of_shards_that_are_rewritten_are_counted_once(self, make: Callable[..., Bench]) -> None:
+        bench = make()
+        bench.ingest()
+        bench.write(bench.pairs[1:])
+        done = bench.ingest(prune=lambda gone: True)
+        assert (done.counts["pruned"], done.counts["unchanged"]) == (3, 3 * N - 3)
+        assert "written" not in done.counts
+
     def test_what_is_pruned_leaves_a_way_back(self, make: Callable[..., Bench]) -> None:
         """A retired release stays what SQL says that it is, until its alignment is pushed again."""
         bench = make()
