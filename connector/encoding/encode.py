@@ -4,20 +4,16 @@ A worker encodes the units of the corpus (`connector.encoding.unit_encoder`). Wh
 of the corpus, against an index of the set: it decides which rows are new, which keep their vectors, and which are
 rejected, and writes the shards.
 
-A killed encode leaves whole shards; one that is interrupted or fails writes the rows that are encoded as a shorter one.
-The next one reads the corpus from the start and skips items that are already in the shards, so it makes the same
-batches as an uninterrupted run.
+A killed encode leaves whole shards. The next one reads the corpus from the start and skips items that are already in
+the shards, so it makes the same batches and shards as an uninterrupted run.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from contextlib import suppress
 from pathlib import PurePath
 from typing import Self
 
-from alignment.errors import ModalignError
-from alignment.interrupts import uninterrupted
 from alignment.modality import Modality
 from alignment.plurals import counted, plural
 from alignment.sets.writer import SetWriter
@@ -129,7 +125,6 @@ class Encoding:
         self._executor = executor
         self._device = device
         self._staged = StagedUnits(writer.path)
-        self._sinks: dict[Modality, RowSink] = {}
         self._written: list[Shard] = []
         self._texts_changed = False
         self._met: set[Modality | None] = set()
@@ -143,26 +138,8 @@ class Encoding:
             self._index = SetIndex(self._writer)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is not None:
-                self._keep_encoded()
-        finally:
-            self._index.close()
-
-    def _keep_encoded(self) -> None:
-        """Write the rows that wait for a shard to fill, after an interrupt or an error, and say how many there are.
-
-        What fails here, of a full disk say, must not hide why the pass ended.
-        """
-        with suppress(ModalignError, OSError), uninterrupted():
-            for sink in self._sinks.values():
-                sink.write()
-        if rows := sum(sink.rows_written for sink in self._sinks.values()):
-            _log.info(
-                "%s of this run %s in embedding set %s, and the same command goes on from there",
-                *(counted(rows, "row"), "are" if rows > 1 else "is", self._writer.path.name),
-            )
+    def __exit__(self, *_: object) -> None:
+        self._index.close()
 
     def shards(self, pipeline: Pipeline) -> Generator[Shard, None, None]:
         """Encode the items that the set does not hold, reading ahead in a stage of `pipeline`.
@@ -173,12 +150,11 @@ class Encoding:
         self._sinks = {modality: self._sink(modality, encoder) for modality, encoder in self._encoders.items()}
         seen_any, position = False, 0
         for group in self._groups(pipeline):
-            with uninterrupted():  # a shard ends between two groups
-                for row in group:
-                    seen_any = seen_any or not isinstance(row, PassedOver | Remark)
-                    self._take(row)
-                for sink in self._sinks.values():
-                    sink.end_group()
+            for row in group:
+                seen_any = seen_any or not isinstance(row, PassedOver | Remark)
+                self._take(row)
+            for sink in self._sinks.values():
+                sink.end_group()
             read = max((reached(row.item if isinstance(row, EncodedItem) else row) for row in group), default=0)
             self._advance(max(0, read - position))
             position = max(position, read) if group else 0  # of the next unit
