@@ -294,15 +294,18 @@ class World:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Vector:
-    """A stored vector (d,) that compares as a whole, to the last bit but where a store itself does not keep it."""
+    """A stored vector (d,) that compares as a whole.
+
+    Matrix products of batches of other sizes round otherwise, and so does the client's local mode when it normalises a
+    vector for the second time.
+    """
 
     values: FloatArray
-    tolerance: float
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vector) and np.allclose(self.values, other.values, rtol=0, atol=self.tolerance)
+        return isinstance(other, Vector) and np.allclose(self.values, other.values, rtol=0, atol=1e-6)
 
     def __hash__(self) -> int:
         return len(self.values)
@@ -310,10 +313,8 @@ class Vector:
 
 def stored(store: Store, name: str, modality: Modality) -> dict[str, tuple[Vector | None, dict[str, Any]]]:
     """Every point of a collection: `{id: (vector of the modality, payload)}`."""
-    # The client's local mode rounds otherwise when it normalises a vector for the second time.
-    tolerance = 0.0 if isinstance(store, EdgeStore) else 1e-6
     return {
-        record.id: (None if record.vector is None else Vector(record.vector, tolerance), record.payload)
+        record.id: (None if record.vector is None else Vector(record.vector), record.payload)
         for page in store.scroll(name, vector_name=modality)
         for record in page
     }
