@@ -110,7 +110,7 @@ def test_more_pairs_than_landmarks_are_approximated(rng: np.random.Generator, mo
     X, Y = a_pair(rng, 300)
     exact = Fitter("kcca", paired(X, Y), CPU).fit({"gamma": 2.0, "shrinkage": 0.3, "components": 4})
     monkeypatch.setattr(closed_forms, "LANDMARKS", 90)
-    monkeypatch.setattr(closed_forms, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(closed_forms, "KERNEL_ROWS", 64)
     fitted = Fitter("kcca", paired(X, Y), CPU).fit({"gamma": 2.0, "shrinkage": 0.3, "components": 4})
     for near, far in zip(fitted, exact, strict=True):
         assert near.feature_map is not None
