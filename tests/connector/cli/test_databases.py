@@ -21,9 +21,11 @@ SECRET, KEY = "s3cret/pass", "k3y-of-the-server"
 
 
 class TestDatabases:
-    def test_a_database_that_was_never_upgraded(self, tmp_path: Path) -> None:
+    def test_a_home_that_is_new_says_how_to_begin(self, tmp_path: Path) -> None:
         for arguments in (("search", "things", "red"), ("fit", "s", "--alignment", "a"), ("status", "things")):
-            assert "run `modalign db upgrade`" in modalign(*arguments, "--home", tmp_path / "new").error
+            ended = modalign(*arguments, "--home", tmp_path / "new")
+            assert (ended.code, ended.error_code) == (1, "home-new")
+            assert "modalign encode" in ended.error
         assert str(tmp_path / "new") in done("status", "--home", tmp_path / "new").err
         assert not (tmp_path / "new").exists()
 
