@@ -134,7 +134,9 @@ def test_what_changes_something(
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     names = names_of(changed)
-    shadow = max(name for name in names if name.startswith(f"{COLLECTION}.cosine"))
+    releases = done("status", "--json", "--home", changed).document["releases"]
+    waiting = [row["physical_name"] for row in releases if row["state"] != "live"]
+    shadow = next(iter(waiting), "none")
     given = {"CORPUS": corpus, "VECTORS": vectors, "SHADOW": shadow}
     ended = modalign(*words, *(given.get(str(word), word) for word in CHANGING[words]), "--home", changed)
     assert ended.code == 0, ended.err
