@@ -241,7 +241,7 @@ class TestRejects:
         assert {(r.source, r.stage, r.reason, r.modality) for r in rows} == {
             ("m.jsonl", "decode", Reason.IMAGE_BROKEN, "image")
         }
-        with raises(ProvenanceError, 99):
+        with raises(ProvenanceError, 99, code="no-such-run"):
             provenance.runs.rejects(99)
         assert provenance.runs.newest(1)[0].counts == {"rejected": n}
 
