@@ -32,14 +32,15 @@ class ConsistentClient(QdrantClient):
         self,
         name: str,
         *,
-        request: grpc.UpsertPoints,
+        points: Sequence[grpc.PointStruct],
         wait: bool,
         ordering: models.WriteOrdering,
         timeout: int,
     ) -> models.UpdateResult:
-        """Write the points of a request, as `upsert` does; `timeout` is in seconds."""
-        request.collection_name, request.wait = name, wait
-        request.ordering.CopyFrom(RestToGrpc.convert_write_ordering(ordering))
+        """Write points, as `upsert` does; `timeout` is in seconds."""
+        request = grpc.UpsertPoints(
+            collection_name=name, points=points, wait=wait, ordering=RestToGrpc.convert_write_ordering(ordering)
+        )
         return GrpcToRest.convert_update_result(self.grpc_points.Upsert(request, timeout=timeout).result)
 
     def count_consistently(

@@ -4,9 +4,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +38,7 @@ from connector.stores.qdrant_readiness import wait_until_ready
 from connector.stores.qdrant_reads import PointReader
 from connector.stores.qdrant_searches import Searcher
 from connector.stores.qdrant_settings import creation, differences, restoration
-from connector.stores.qdrant_writes import UPLOADS, PointWriter, WriteRequest, grpc_request, rest_bytes, rest_points
+from connector.stores.qdrant_writes import UPLOADS, PointWriter, grpc_points, rest_points
 from connector.stores.replicas import Replicas
 from connector.stores.search_options import SearchOptions
 
@@ -65,7 +64,7 @@ class QdrantStore(Store):
         self._known: dict[str, models.CollectionInfo] = {}
         self._limits = LimitBook()
         self._closed = False
-        self._writer = PointWriter(self._request, self._limits, uploads=uploads)
+        self._writer = PointWriter(self._send, self._limits, binary=connection.grpc, uploads=uploads)
         self._reader = PointReader(connection.client, self._cluster, self._limits)
         self._searcher = Searcher(connection, self._cluster.read, self._limits, self._laid_out)
 
@@ -283,16 +282,14 @@ class QdrantStore(Store):
             raise StoreError(f"{self.url} is closed")
         self._writer.write(name, points)
 
-    def _request(self, name: str, points: Points) -> WriteRequest:
-        """Make a request that writes points; only what the server calls completed counts as written."""
-        client, write = self._client, self._cluster.write
-        if self._connection.grpc:
-            upsert = cast(ConsistentClient, client).upsert_over_grpc  # or of a client that goes on at another address
-            timeout, request = self._connection.timeout, grpc_request(points)
-            send = partial(write, "a write to", upsert, name, request=request, timeout=timeout)
-            return WriteRequest(request.ByteSize(), send)
-        send = partial(write, "a write to", client.upsert, name, points=rest_points(points))
-        return WriteRequest(rest_bytes(points), send)
+    def _send(self, name: str, points: Points) -> None:
+        """Write points in one request; only what the server calls completed counts as written."""
+        client = self._client
+        if self._connection.grpc and isinstance(client, ConsistentClient):  # the one in memory speaks no protocol
+            upsert, timeout = client.upsert_over_grpc, self._connection.timeout
+            self._cluster.write("a write to", upsert, name, points=grpc_points(points), timeout=timeout)
+        else:
+            self._cluster.write("a write to", self._client.upsert, name, points=rest_points(points))
 
     @override
     def flush(self, name: str) -> None:
