@@ -13,7 +13,7 @@ import errno
 import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -23,7 +23,8 @@ from typing import Any, NamedTuple, TypeGuard, cast
 
 from typing_extensions import Buffer, override
 
-from alignment.errors import MissingPackageError, StorageError
+from alignment.errors import StorageError
+from alignment.storages import denied, file_system, translated
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # of which a file may name objects
 # Of fsspec's file systems, those of this machine, those that cannot list, and those that wrap another one.
@@ -32,26 +33,11 @@ NOT_STORAGE = (
     *("git", "github", "gitlab", "hf", "http", "https", "jupyter", "libarchive", "local", "reference"),
     *("simplecache", "smb", "tar", "zip"),
 )
-PACKAGES = {"s3fs": "`pip install 'modalign[s3]'`", "gcsfs": "`pip install gcsfs`", "adlfs": "`pip install adlfs`"}
-CREDENTIALS = {
-    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    **dict.fromkeys(("gs", "gcs"), "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`"),
-    **dict.fromkeys(
-        ("az", "abfs", "abfss"), "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key or a login"
-    ),
-}
-NOT_FOUND, DENIED = 404, (401, 403)
 READ_AHEAD = 4 << 20  # bytes of a request where an object is read from its beginning to its end
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _ONE_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):/?[^/]", re.IGNORECASE)
 _QUERY = re.compile(r"\?.*=", re.DOTALL)
 _VERSION = re.compile(r"[^?]*\?(versionId|versionid|generation|snapshot)=[^&]*", re.DOTALL)
-# What does not answer is given up: botocore tries 3 times, s3fs 3 times that, for 5 s until there is a connection and
-# for 15 s until there is an answer.
-_TRIES = 3
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 3}}}
-}
 
 
 class Status(NamedTuple):
@@ -159,7 +145,7 @@ class RemotePath:
                 "gs://BUCKET/KEY or az://CONTAINER/KEY",
                 code="storage-url",
             )
-        _file_system(scheme)
+        file_system(scheme)
         return cls(scheme, PurePosixPath(rest))
 
     # Names, as of `PurePosixPath`
@@ -368,7 +354,7 @@ class RemotePath:
             with self._translated():
                 self._files.pipe_file(self._name, bytes(content))
         except PermissionError as error:
-            raise _denied(self, "written") from error
+            raise denied(self, "written") from error
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
@@ -392,26 +378,14 @@ class RemotePath:
 
     @property
     def _files(self) -> Any:
-        return _file_system(self.scheme)
+        return file_system(self.scheme)
 
     @property
     def _name(self) -> str:
         return str(self._files._strip_protocol(str(self)))
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Raise errors of the storage as ours; those of one object stay as they are. No other place does."""
-        try:
-            yield
-        except (IsADirectoryError, NotADirectoryError, FileExistsError, StorageError, MissingPackageError, MemoryError):
-            raise
-        except Exception as error:  # of the package of each storage its own
-            if isinstance(error, FileNotFoundError) or _http_status(error) == NOT_FOUND:
-                _raise_if_no_bucket(error, self)
-                raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self)) from error
-            if isinstance(error, PermissionError) or _http_status(error) in DENIED:
-                raise PermissionError(errno.EACCES, "the storage does not permit it", str(self)) from error
-            raise _storage_error(self, error) from error
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.scheme, self.key.parts[0], str(self))
 
 
 class RemoteFile(io.RawIOBase):
@@ -468,15 +442,7 @@ def check_reachable(path: Path) -> None:
     try:
         path.exists()
     except PermissionError as error:
-        raise _denied(path, "read") from error
-
-
-def _denied(path: object, done: str) -> StorageError:
-    return StorageError(
-        f"{path} may not be {done} with these credentials; name others, such as by AWS_PROFILE, or have the rights "
-        "granted",
-        code="storage-denied",
-    )
+        raise denied(path, "read") from error
 
 
 def _status_of(entry: Any) -> Status:
@@ -485,94 +451,3 @@ def _status_of(entry: Any) -> Status:
     moments = (entry.get(name) for name in ("LastModified", "last_modified", "mtime", "updated", "created"))
     written = next((moment for moment in moments if isinstance(moment, datetime)), None)
     return Status(int(entry["size"] or 0), int(written.timestamp() * 1e9) if written else 0, is_directory=False)
-
-
-def _http_status(error: Exception) -> int | None:
-    """Return the status of the answer behind an error of azure's or Google's packages, as far as it has one."""
-    if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # all that gcsfs keeps of it
-        return 403
-    statuses = (getattr(error, name, None) for name in ("status_code", "code"))
-    return next((status for status in statuses if isinstance(status, int)), None)
-
-
-def _raise_if_no_bucket(error: Exception, path: RemotePath) -> None:
-    cause: Any = error.__cause__
-    answer = getattr(cause, "response", None)
-    if answer is None:  # only S3 says what is missing
-        missing = not _has_bucket(path.scheme, path.key.parts[0])
-    else:
-        missing = answer.get("Error", {}).get("Code") == "NoSuchBucket"
-    if missing:
-        raise StorageError(
-            f"{path}: there is no bucket {path.key.parts[0]!r} at this storage; make it, or correct the URL or the "
-            "endpoint (AWS_ENDPOINT_URL)",
-            code="bucket-missing",
-        ) from error
-
-
-_BUCKETS: set[tuple[str, str]] = set()  # that were there, and are not asked for again
-
-
-def _has_bucket(scheme: str, bucket: str) -> bool:
-    """Whether a bucket is there, or may not be looked at."""
-    if (scheme, bucket) not in _BUCKETS:
-        try:
-            there = bool(_file_system(scheme).exists(bucket))
-        except Exception:  # noqa: BLE001  who may read objects need not be allowed to ask for their bucket
-            there = True
-        if not there:
-            return False
-        _BUCKETS.add((scheme, bucket))
-    return True
-
-
-def _storage_error(path: RemotePath, error: Exception) -> StorageError:
-    kind = type(error).__name__
-    if "credential" in f"{kind} {error}".lower():
-        return StorageError(
-            f"{path}: found no credentials ({kind}); give them as the tools of the storage read them, such as "
-            f"{CREDENTIALS.get(path.scheme, CREDENTIALS['s3'])}",
-            code="storage-credentials",
-        )
-    if kind == "FileExpired" or "PreconditionFailed" in str(error) or "pre-condition" in str(error).lower():
-        return StorageError(
-            f"{path} was replaced while it was read; wait until its writer ends and run the same command again",
-            code="object-changed",
-        )
-    return StorageError(
-        f"{path}: the storage did not answer as expected ({kind}: {_sentence(error)}); check the network, the endpoint "
-        "(AWS_ENDPOINT_URL) and the rights, and run the same command again: what is done is not done again",
-        code="storage-unavailable",
-    )
-
-
-def _sentence(error: Exception) -> str:
-    """Return a message without what follows a question mark in URLs: signatures are there."""
-    return re.sub(r"\?\S+", "", " ".join(str(error).split()))[:300]
-
-
-def _file_system(scheme: str) -> Any:
-    """Return fsspec's file system of a scheme. Listings are never remembered: other processes write too."""
-    try:
-        import fsspec  # with s3fs it takes longer to import than `--help`
-    except ImportError as error:
-        raise MissingPackageError(f"{scheme}:// needs the package fsspec: {PACKAGES['s3fs']}") from error
-    try:
-        fsspec.get_filesystem_class(scheme)
-    except ImportError as error:
-        package = next((name for name in PACKAGES if name in str(error)), "")
-        install = PACKAGES.get(package, f"install the package that fsspec names: {error}")
-        raise MissingPackageError(f"{scheme}:// needs a package that is not installed: {install}") from error
-    except ValueError as error:
-        raise StorageError(
-            f"{scheme}://: no file system of fsspec has this name; expected s3, gs, az or another that it knows",
-            code="storage-url",
-        ) from error
-    try:
-        # fsspec keeps one of each in a process.
-        files = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme.removesuffix("a"), {}))
-    except Exception as error:
-        raise _storage_error(RemotePath(scheme, PurePosixPath("*")), error) from error
-    if hasattr(files, "retries"):
-        files.retries = _TRIES
-    return files

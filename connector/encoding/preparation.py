@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from typing_extensions import Buffer
 
 from alignment.modality import Modality
 from connector.corpora.images import ImageRejectedError, decode, reading
@@ -38,13 +39,12 @@ def read_entry(
     if not isinstance(entry, Item) or entry.modality not in encoders:
         return None
     if isinstance(entry.content, str):
-        return Prepared(hashlib.sha256(entry.content.encode()).hexdigest())
+        return Prepared(_sha256(entry.content))
     if isinstance(entry.content, Vector):
-        values = entry.content.values
-        return Prepared(entry.content.sha256 or hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
+        return Prepared(_sha256(entry.content), np.frombuffer(entry.content.values, "<f4"))
     try:
         with reading(entry.content) as file:
-            sha256 = hashlib.sha256(file).hexdigest()
+            sha256 = _sha256(file)
             if known.among(entry.modality, [sha256]):
                 return Prepared(sha256)
             return prepare(entry, sha256, file, encoders[entry.modality], max_pixels)
@@ -56,15 +56,19 @@ def digest_of(entry: Entry) -> str | None:
     """Return the SHA-256 of the content of an entry; None: it is no item, or its image cannot be read."""
     if not isinstance(entry, Item):
         return None
-    if isinstance(entry.content, str):
-        return hashlib.sha256(entry.content.encode()).hexdigest()
-    if isinstance(entry.content, Vector):
-        return entry.content.sha256 or hashlib.sha256(entry.content.values).hexdigest()
+    if isinstance(entry.content, str | Vector):
+        return _sha256(entry.content)
     try:
         with reading(entry.content) as file:
-            return hashlib.sha256(file).hexdigest()
+            return _sha256(file)
     except ImageRejectedError:
         return None
+
+
+def _sha256(content: str | Vector | Buffer) -> str:
+    if isinstance(content, Vector):
+        return content.sha256 or _sha256(content.values)
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max_pixels: int) -> Prepared | Reject:

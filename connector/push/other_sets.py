@@ -62,8 +62,8 @@ class OtherSets:
         keys = dict(zip(point_ids(modality, of_rows), of_rows, strict=True))
         for name, points in self._points.items():
             held = sorted(keys[id_] for id_ in keys.keys() - points.missing([*keys]))
-            if shared := [key for key in held if is_item(key)]:
-                examples = ", ".join(shared[:EXAMPLES])
+            if shared := list(islice(filter(is_item, held), EXAMPLES)):
+                examples = ", ".join(shared)
                 raise MismatchError(
                     f"embedding sets {self._path.name} and {name} share {modality} keys, such as {examples}, and "
                     f"collection {self._releases[0].collection} holds {name} already. An item is of one set: "

@@ -13,7 +13,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
 
 from alignment.errors import StorageError
-from alignment.object_storage import CREDENTIALS, as_remote, is_remote, joined, located
+from alignment.object_storage import as_remote, is_remote, joined, located
+from alignment.storages import CREDENTIALS
 from tests.support.errors import raises
 from tests.support.object_storage import Storage
 
@@ -181,6 +182,12 @@ class AnswerError(Exception):
     def __init__(self, status: int):
         super().__init__(f"answered {status}")
         self.status_code = status
+        self.response = object()  # which is no dictionary as that of S3
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 class Failing(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -219,7 +226,9 @@ def test_any_storage_may_forbid(answers: Callable[[Exception], None], error: Exc
         path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("error", [AnswerError(404), FileNotFoundError()])
+@pytest.mark.parametrize(
+    "error", [AnswerError(404), FileNotFoundError(), caused(FileNotFoundError(), AnswerError(404))]
+)
 def test_any_storage_may_lack_an_object_or_its_bucket(answers: Callable[[Exception], None], error: Exception) -> None:
     answers(error)
     assert not located("failing://there/a").exists()
