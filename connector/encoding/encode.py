@@ -21,11 +21,12 @@ from connector.corpora.items import Corpus, PassedOver, Remark, reached, summed
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import duplicate
+from connector.encoding.refused_vectors import RefusedVectors
 from connector.encoding.row_sink import RowSink, Shard
 from connector.encoding.set_index import Gone, SetIndex
 from connector.encoding.staged_units import StagedUnits
 from connector.encoding.truncation import count_truncated, say_truncated
-from connector.encoding.unit_encoder import BATCH_ITEMS, EncodedItem, Group, Row, UnitEncoder
+from connector.encoding.unit_encoder import BATCH_ITEMS, Content, EncodedItem, Group, Row, UnitEncoder
 from connector.encoding.unit_results import FailedUnit, UnitResults
 from connector.encoding.unit_worker import UnitWorkerFactory
 from connector.errors import CorpusError
@@ -136,6 +137,7 @@ class Encoding:
         if self._drop({}):  # superseded rows of a killed encode; afterwards each key is in one shard only
             self._index.close()
             self._index = SetIndex(self._writer)
+        self._refused = RefusedVectors(self._writer, self._index, self._shard_rows)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,6 +167,7 @@ class Encoding:
             self._say_what_is_missing()
         for sink in self._sinks.values():
             sink.write()
+        self._refused.write()
         self._report_passed_over()
         for remark in summed(self._remarks):
             _log.warning("%s", remark)
@@ -234,6 +237,8 @@ class Encoding:
         else:
             self._run.counts["no_longer_in_corpus"] = sum(gone.rows for gone in self.gone().values())
         changed = self._drop(pruned)
+        if not self.failed_units:
+            self._refused.finish(self._encoders)
         self._writer.finish(self._count_truncated())
         self._staged.clear()
         return changed
@@ -291,6 +296,8 @@ class Encoding:
             self._left_out[item.modality] += 1
         elif not first_time:
             self._run.reject(duplicate(item))
+            if isinstance(row.content, Content):
+                self._refused.take(item, row.payload, row.content)
         elif isinstance(row.content, Reject):
             self._run.reject(row.content)
         else:

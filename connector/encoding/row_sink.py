@@ -64,6 +64,9 @@ class RowSink:
             self.run.count("already_in_set", 1)
             return
         held = self.index.find_vector(self.modality, content.sha256)
+        in_set = held is not None
+        if held is None and content.vector is None:
+            held = self.index.find_refused(self.modality, content.sha256)
         vector = content.vector if held is None else held
         if vector is None:
             raise EmbeddingSetError(
@@ -72,7 +75,7 @@ class RowSink:
             )
         truncated = content.truncated
         if content.vector is None and isinstance(item.content, str):
-            truncated = False if self.none_truncated else is_truncated(self.encoder, item.content)
+            truncated = False if self.none_truncated and in_set else is_truncated(self.encoder, item.content)
         if truncated:
             self.run.count("truncated", 1)
         reused = held is not None or content.copied

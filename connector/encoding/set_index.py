@@ -13,10 +13,12 @@ import numpy as np
 
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.rows import IDENTITY, Rows
-from alignment.sets.shards import read_shard
+from alignment.sets.shards import read_columns, read_shard, shard_paths
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
 from connector.encoding.known_contents import DIGEST, Digests, KnownContents, digests
+
+REFUSED = ".refused"  # folder of a set, see `connector.encoding.refused_vectors`
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class SetIndex:
     leaves nothing to repair.
 
     Attributes:
-        known: the contents that the set held vectors of before the pass. `find_vector` finds them until the pass ends.
+        known: the contents that there were vectors of before the pass, in the set or of refused items. `find_vector` or
+            `find_refused` finds them until the pass ends.
     """
 
     def __init__(self, writer: SetWriter):
@@ -73,6 +76,9 @@ class SetIndex:
             CREATE TABLE superseded (modality TEXT, content TEXT, shard TEXT, row INTEGER);
             CREATE INDEX superseded_by_content ON superseded (modality, content);
             CREATE TABLE seen (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
+            CREATE TABLE refused (
+                modality TEXT, content TEXT, shard TEXT, row INTEGER, again INTEGER, PRIMARY KEY (modality, content)
+            ) WITHOUT ROWID;
             """
         )
         self._directory = writer.path
@@ -82,12 +88,20 @@ class SetIndex:
         self._rows_before: dict[Modality, int] = dict(self._database.execute(count))
 
     def _read(self, writer: SetWriter, modality: Modality) -> Digests:
-        """Index the rows of a modality; return the sorted hashes of their contents, in memory that is a file's."""
+        """Index the rows and the refused items of a modality.
+
+        Returns:
+            The sorted hashes of their contents, in memory that is a file's.
+        """
         with tempfile.TemporaryFile() as file:
             for shard, table in writer.identities(modality):
                 columns = {name: table.column(name).to_pylist() for name in IDENTITY}
                 self._insert(modality, shard.name, list(zip(*columns.values(), strict=True)))
                 file.write(digests(columns["content_sha256"]).tobytes())
+            for shard in shard_paths(writer.path / REFUSED, modality):
+                contents = read_columns(shard, ["content_sha256"]).column("content_sha256").to_pylist()
+                self.add_refused(shard, modality, contents, again=False)
+                file.write(digests(contents).tobytes())
             if not (size := file.tell()):
                 return np.empty(0, DIGEST)
             file.flush()
@@ -131,22 +145,54 @@ class SetIndex:
 
         Rows that are superseded have theirs until `Encoding.finish` drops them.
         """
+        place = self._place(modality, content_sha256)
+        if place is None:
+            query = "SELECT shard, row FROM superseded WHERE modality = ? AND content = ? LIMIT 1"
+            place = self._database.execute(query, (modality, content_sha256)).fetchone()
+        return self._vector(modality, place) if place else None
+
+    def holds(self, modality: Modality, content_sha256: str) -> bool:
+        """Whether a row of the set has this content."""
+        return self._place(modality, content_sha256) is not None
+
+    def _place(self, modality: Modality, content_sha256: str) -> tuple[str, int] | None:
         # Without INDEXED BY, SQLite uses the primary key and reads every row of the modality.
         query = """
             SELECT shard, row FROM current INDEXED BY by_content WHERE modality = ? AND content = ?
             ORDER BY shard, row LIMIT 1
         """
-        place = self._database.execute(query, (modality, content_sha256)).fetchone()
-        if place is None:
-            query = "SELECT shard, row FROM superseded WHERE modality = ? AND content = ? LIMIT 1"
-            place = self._database.execute(query, (modality, content_sha256)).fetchone()
-        if place is None:
-            return None
+        place: tuple[str, int] | None = self._database.execute(query, (modality, content_sha256)).fetchone()
+        return place
+
+    def _vector(self, modality: Modality, place: tuple[str, int]) -> FloatArray:
         shard, row = place
         if self._cached is None or self._cached[0] != (modality, shard):
             self._cached = (modality, shard), read_shard(self._directory / shard, modality).vectors
         vector: FloatArray = self._cached[1][row].copy()
         return vector
+
+    def add_refused(self, shard: Path, modality: Modality, contents: Sequence[str], *, again: bool) -> None:
+        """Add a shard of refused items; `again`: this pass has refused them."""
+        name = f"{REFUSED}/{shard.name}"
+        rows = ((modality, content, name, row, again) for row, content in enumerate(contents))
+        self._database.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?, ?)", rows)
+
+    def refuse(self, modality: Modality, content_sha256: str) -> bool:
+        """Note that this pass refuses an item of this content; return whether there is a vector of a refused one."""
+        statement = "UPDATE refused SET again = 1 WHERE modality = ? AND content = ?"
+        return bool(self._database.execute(statement, (modality, content_sha256)).rowcount)
+
+    def find_refused(self, modality: Modality, content_sha256: str) -> FloatArray | None:
+        """Return the vector (d,) of a refused item of this content, or None if none is kept."""
+        query = "SELECT shard, row FROM refused WHERE modality = ? AND content = ?"
+        place = self._database.execute(query, (modality, content_sha256)).fetchone()
+        return self._vector(modality, place) if place else None
+
+    def not_refused(self, modality: Modality) -> dict[str, set[int]]:
+        """Return, by shard, the rows of refused items of a modality that this pass has not refused."""
+        query = "SELECT shard, row FROM refused WHERE modality = ? AND NOT again ORDER BY shard"
+        rows = self._database.execute(query, (modality,))
+        return {shard: {row for _, row in of_shard} for shard, of_shard in groupby(rows, key=lambda row: row[0])}
 
     def held(self, modality: Modality) -> int:
         """Return how many rows of a modality the set held before the pass."""

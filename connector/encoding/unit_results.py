@@ -88,7 +88,8 @@ class UnitResults:
     def _is_current(self, unit: Unit) -> bool:
         """Whether a staged result is of the contents that the corpus has now; files may have been replaced meanwhile.
 
-        One that is not is removed.
+        One that is not is removed. Contents are read and hashed, as every pass does with those that the set holds: a
+        file that was replaced may have the size and the time of the one before, where a copy or an archive kept them.
         """
         remote = is_remote(self._factory.corpus.path)
         with ThreadPoolExecutor(REMOTE_READERS if remote else DECODING_THREADS) as threads:
