@@ -186,7 +186,7 @@ def _check_same(pushed_into: Path, bare: Path) -> None:
                 theirs = {str(p.id): p for p in shard.retrieve([record.id for record in page], True, ["image"])}
                 for record in page:
                     point: Any = theirs[record.id]
-                    same = np.allclose(point.vector["image"], record.vector)  # type: ignore[arg-type]
+                    same = np.allclose(point.vector["image"], record.vector, atol=1e-6)  # type: ignore[arg-type]
                     if point.payload != record.payload or not same:
                         raise RuntimeError(f"the two sides write {record.payload} and {point.payload}")
             if store.count(name) != shard.count(edge.CountRequest(exact=True)):

@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ from connector.stores.qdrant_readiness import wait_until_ready
 from connector.stores.qdrant_reads import PointReader
 from connector.stores.qdrant_searches import Searcher
 from connector.stores.qdrant_settings import creation, differences, restoration
-from connector.stores.qdrant_writes import UPLOADS, PointWriter, grpc_points, rest_points
+from connector.stores.qdrant_writes import UPLOADS, PointWriter, WriteRequest, grpc_request, local_batch, rest_body
 from connector.stores.replicas import Replicas
 from connector.stores.search_options import SearchOptions
 
@@ -64,7 +65,7 @@ class QdrantStore(Store):
         self._known: dict[str, models.CollectionInfo] = {}
         self._limits = LimitBook()
         self._closed = False
-        self._writer = PointWriter(self._send, self._limits, binary=connection.grpc, uploads=uploads)
+        self._writer = PointWriter(self._request, self._limits, uploads=uploads)
         self._reader = PointReader(connection.client, self._cluster, self._limits)
         self._searcher = Searcher(connection, self._cluster.read, self._limits, self._laid_out)
 
@@ -282,14 +283,18 @@ class QdrantStore(Store):
             raise StoreError(f"{self.url} is closed")
         self._writer.write(name, points)
 
-    def _send(self, name: str, points: Points) -> None:
-        """Write points in one request; only what the server calls completed counts as written."""
-        client = self._client
-        if self._connection.grpc and isinstance(client, ConsistentClient):  # the one in memory speaks no protocol
-            upsert, timeout = client.upsert_over_grpc, self._connection.timeout
-            self._cluster.write("a write to", upsert, name, points=grpc_points(points), timeout=timeout)
-        else:
-            self._cluster.write("a write to", self._client.upsert, name, points=rest_points(points))
+    def _request(self, name: str, points: Points) -> WriteRequest:
+        """Make a request that writes points; only what the server calls completed counts as written."""
+        client = cast(ConsistentClient, self._client)  # or of a client that goes on at another address
+        send = partial(self._cluster.write, "a write to")
+        if not hasattr(client, "upsert_json"):  # the client's local mode speaks no protocol
+            return WriteRequest(0, partial(send, client.upsert, name, points=local_batch(points)))
+        if self._connection.grpc:
+            request, timeout = grpc_request(points), self._connection.timeout
+            upsert = partial(send, client.upsert_over_grpc, name, request=request, timeout=timeout)
+            return WriteRequest(request.ByteSize(), upsert)
+        body = rest_body(points)
+        return WriteRequest(len(body), partial(send, client.upsert_json, name, body=body))
 
     @override
     def flush(self, name: str) -> None:

@@ -13,13 +13,13 @@ from connector.errors import ExactRefusedError
 from connector.stores.points import Hit
 from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_limits import LimitBook, Limits, filter_bytes
-from connector.stores.qdrant_writes import NUMBER_BYTES
 from connector.stores.search_options import SearchOptions
 
 Number = TypeVar("Number", int, float)
 
 _log = logging.getLogger(__name__)
 
+NUMBER_BYTES = 25  # of a float32 written as JSON, at most: a sign, 17 digits, a point, an exponent, a comma
 QUERY_BYTES = 512  # of the JSON around a vector
 HITS_AT_ONCE = 1 << 15  # hits of one request together
 

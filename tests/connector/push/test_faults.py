@@ -17,6 +17,7 @@ import stamina
 import trustme
 from pytest_httpserver import HTTPServer
 from qdrant_client import QdrantClient
+from qdrant_client.qdrant_remote import QdrantRemote
 from stamina.instrumentation import RetryDetails
 
 from alignment.metrics import Distance
@@ -413,6 +414,20 @@ class TestGrpc:
             store.upsert("c", points)
         assert {row: refusal.reason for row, refusal in raised.value.refused.items()} == {7: "refused-by-qdrant"}
         assert numbers(store) == set(range(50)) - {7}
+
+    def test_several_addresses_are_written_to_as_one_is(
+        self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(QdrantRemote, "upsert")  # which makes an object of each number
+        with (
+            over_grpc(server) as one,
+            over_grpc(server) as other,
+            QdrantStore.connect(f"{one},{other}", retry=QUICK, timeout=2) as store,
+        ):
+            store.create("c", LAYOUT)
+            server.fail = once(Fault(503), lambda request: request.writes_points)
+            store.upsert("c", batch(5))
+            assert numbers(store) == set(range(5))
 
     def test_a_message_that_is_too_large_is_halved(self) -> None:
         with (
