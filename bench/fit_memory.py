@@ -3,7 +3,8 @@
 Pairs are drawn and written as an embedding set of float16, 512 and 384 wide: 1.8 GB a million. Each fit runs in a
 process of its own with a budget that ends after one candidate, so that what is measured is the passes over the set, and
 not how many candidates a method has. `python -m bench.fit_memory SIZE ...` takes other sizes; ten millions need 18 GB
-of disk.
+of disk. `python -m bench.fit_memory groups SIZE ...` measures what is done before any vector is read: groups are
+numbered. Its sets have vectors of one number.
 """
 
 import json
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -52,24 +53,24 @@ MANY, MOST_GIB = 10_000_000, 3.0
 AGREEING, WORKERS = 100_000, 4  # pairs, and workers, of which results are compared
 
 
-def write(path: Path, pairs: int) -> None:
+def write(path: Path, pairs: int, dims: Mapping[Modality, int] = DIMS) -> None:
     """Write a set of so many pairs, without waiting for the disk; noise comes again after some shards, shifted."""
     rng, texts = np.random.default_rng(0), pa.string()
-    maps = {m: rng.standard_normal((LATENT, dim), np.float32) / np.float32(LATENT**0.5) for m, dim in DIMS.items()}
-    noises = {m: NOISE * rng.standard_normal((16 * SHARD, dim), np.float32) for m, dim in DIMS.items()}
+    maps = {m: rng.standard_normal((LATENT, dim), np.float32) / np.float32(LATENT**0.5) for m, dim in dims.items()}
+    noises = {m: NOISE * rng.standard_normal((16 * SHARD, dim), np.float32) for m, dim in dims.items()}
     path.mkdir()
     for number, start in enumerate(range(0, pairs, SHARD)):
         rows = range(start, min(start + SHARD, pairs))
         Z = rng.standard_normal((len(rows), LATENT), np.float32)
         keys, hashes = pa.array([f"item-{row:09}" for row in rows]), pa.array([f"{row:064x}" for row in rows])
         payloads = pa.array(["{}"] * len(rows), texts)
-        for modality, dim in DIMS.items():
+        for modality, dim in dims.items():
             shift = rng.integers(15 * SHARD)
             vectors = torch.from_numpy(Z @ maps[modality] + noises[modality][shift : shift + len(rows)]).half().numpy()
             column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
             table = pa.table([keys, keys, hashes, payloads, column], names=[*IDENTITY, "vector"])
             pq.write_table(table, path / f"{modality}-{number:06}.parquet", **PARQUET)
-    encoders = {m: EncoderCard(f"bench-{m}", "0" * 64, dim) for m, dim in DIMS.items()}
+    encoders = {m: EncoderCard(f"bench-{m}", "0" * 64, dim) for m, dim in dims.items()}
     counts = dict.fromkeys(MODALITIES, pairs)
     SetCard(path.name, "bench", encoders, "float16", counts, complete=True, fingerprint=f"{pairs:064x}").write(path)
 
@@ -77,6 +78,11 @@ def write(path: Path, pairs: int) -> None:
 def fitted(made: EmbeddingSet, method: str) -> None:
     """Fit one candidate."""
     fit([made], method=method, budget=1e-6, device="cpu")
+
+
+def number(made: EmbeddingSet, _method: str) -> None:
+    """Number the groups, and say which are held out."""
+    split.Identities.read([made], HoldOut())
 
 
 def read(made: EmbeddingSet, _method: str) -> None:
@@ -167,7 +173,7 @@ def agreement(path: Path) -> Iterator[Figure]:
     )
 
 
-STEPS = {"fit": fitted, "read": read, "matrices": matrix_work}
+STEPS = {"fit": fitted, "read": read, "matrices": matrix_work, "number": number}
 
 
 def figures(sizes: Sequence[int] = SIZES) -> Iterator[Figure]:
@@ -192,6 +198,16 @@ def figures(sizes: Sequence[int] = SIZES) -> Iterator[Figure]:
         yield Figure(f"{method}, peak GiB of {MANY:,} pairs by the slope", most, MOST_GIB, at_most=True)
 
 
+def groups(sizes: Sequence[int]) -> Iterator[Figure]:
+    """Measure what precedes the vectors."""
+    with tempfile.TemporaryDirectory() as name:
+        for pairs in sizes:
+            write(Path(name) / str(pairs), pairs, dict.fromkeys(MODALITIES, 1))
+            seconds, peak = in_child("number", Path(name) / str(pairs), "")
+            what = f"{pairs:,} pairs, peak GiB while groups are numbered, in {seconds:.0f} s of CPU time"
+            yield Figure(what, peak / 2**20, MOST_GIB, at_most=True)
+
+
 def in_child(step: str, path: Path, method: str) -> tuple[float, float]:
     """Return the seconds of a step and the peak memory of its process in KiB."""
     command = [sys.executable, "-m", "bench.fit_memory", step, str(path), method]
@@ -206,5 +222,6 @@ if __name__ == "__main__":
         STEPS[sys.argv[1]](opened, sys.argv[3])
         print(json.dumps([time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
     else:
-        for figure in figures([int(size) for size in sys.argv[1:]] or SIZES):
+        measured = groups if sys.argv[1:2] == ["groups"] else figures
+        for figure in measured([int(size) for size in sys.argv[1:] if size != "groups"] or SIZES):
             print(figure, flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,11 +23,16 @@ from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from alignment.vectors import ROUNDING, invalid_rows, l2_normalize
 
+Mask = npt.NDArray[np.bool_]
+
 # Vectors of both modalities, as float32, up to which they are held in memory; more are read from their shards as they
 # are needed.
 HELD_BYTES = 1 << 29
 # Names of groups that are hashed at a time, and rows that are looked at for a direction of their own.
 AT_ONCE = 1 << 14
+# Ranges of names in which groups are numbered, one after the other, by about as many rows each.
+RANGES = 16
+SAMPLED = 256  # one name of so many tells where a range ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +50,17 @@ class Identities:
     """What is read of every row before any vector: by modality, in the order of the rows.
 
     Attributes:
-        names: of all groups, ascending: Arrow texts (g,).
-        groups: numbers of names (n,).
+        groups: numbers of their groups (n,), in the order of their names.
+        is_held_out: of each group (g,).
         contents: 64 bits of the hash of each content (n,).
     """
 
-    names: pa.LargeStringArray
     groups: Mapping[Modality, IntArray]
+    is_held_out: Mask
     contents: Mapping[Modality, Prefixes]
 
     @classmethod
-    def read(cls, sets: Sequence[EmbeddingSet]) -> "Identities":
+    def read(cls, sets: Sequence[EmbeddingSet], hold_out: HoldOut) -> "Identities":
         """Read them from all shards of `sets`.
 
         Raises:
@@ -69,22 +75,36 @@ class Identities:
                     found.append(prefixes(table.column("content_sha256").to_pylist()))
             contents[modality] = np.concatenate(found)
             counts.append(len(contents[modality]))
-        encoded = pa.chunked_array(names, pa.large_string()).dictionary_encode()
+        codes, is_held_out = _numbered(pa.chunked_array(names, pa.large_string()), hold_out)
         del names
-        distinct = encoded.chunk(encoded.num_chunks - 1).dictionary  # the last one holds those of all
-        indices = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
-        del encoded
-        order = pc.sort_indices(distinct).to_numpy()
-        rank = np.empty(len(order), np.int64)
-        rank[order] = np.arange(len(order))
-        codes = rank[indices]
-        groups = dict(zip(MODALITIES, np.split(codes, [counts[0]]), strict=True))
-        return cls(distinct.take(pa.array(order)), groups, contents)
+        pa.default_memory_pool().release_unused()
+        return cls(dict(zip(MODALITIES, np.split(codes, [counts[0]]), strict=True)), is_held_out, contents)
 
-    def held_out(self, hold_out: HoldOut) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Say of each group whether it is held out (g,)."""
-        parts = [self.names[start : start + AT_ONCE].to_pylist() for start in range(0, len(self.names), AT_ONCE)]
-        return np.concatenate([hold_out.held_out(part) for part in parts])
+
+def _numbered(names: pa.ChunkedArray, hold_out: HoldOut) -> tuple[IntArray, Mask]:
+    """Return each name's place among the distinct ones in ascending order (n,), and which of these are held out (g,).
+
+    A table of all names would take several times their own memory. So there is one of each range of names.
+    """
+    sample = sorted(name for chunk in names.chunks for name in chunk[::SAMPLED].to_pylist())
+    bounds = sorted({sample[len(sample) * number // RANGES] for number in range(1, RANGES)})
+    range_of = np.zeros(len(names), np.uint8)
+    for bound in bounds:
+        range_of += pc.greater_equal(names, pa.scalar(bound, names.type)).to_numpy()
+    codes = np.empty(len(names), np.int64)
+    is_held_out: list[Mask] = []
+    before = 0
+    for number in range(len(bounds) + 1):
+        is_own = range_of == number
+        own = names.filter(pa.array(is_own)).combine_chunks().dictionary_encode()
+        order = pc.sort_indices(own.dictionary)
+        place = np.empty(len(order), np.int64)
+        place[order.to_numpy()] = np.arange(before, before + len(order))
+        codes[is_own] = place[own.indices.to_numpy()]
+        some = (order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE))
+        is_held_out.extend(hold_out.held_out(own.dictionary.take(places).to_pylist()) for places in some)
+        before += len(order)
+    return codes, np.concatenate(is_held_out)
 
 
 def training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut) -> Split:
@@ -96,9 +116,8 @@ def training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut) -> Split:
         EmbeddingSetError: a set has no row of a modality.
         FitError: too few groups with both modalities, or vectors that cannot be used.
     """
-    identities = Identities.read(sets)
-    groups = identities.groups
-    held = np.flatnonzero(identities.held_out(hold_out))
+    identities = Identities.read(sets, hold_out)
+    groups, held = identities.groups, np.flatnonzero(identities.is_held_out)
     training, test, unpaired = _split_groups(groups, held)
     seen = {m: SeenItems(np.unique(identities.contents[m][is_among(groups[m], training)])) for m in MODALITIES}
     del identities

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from alignment.errors import FitError
@@ -20,6 +22,7 @@ from alignment.fitting.training import Training
 from alignment.metrics import parse
 from alignment.modality import MODALITIES
 from alignment.model.alignment import Alignment
+from alignment.retrieval.ranks import group_codes
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from alignment.sets.shards import read_columns
@@ -257,3 +260,31 @@ def test_a_group_of_many_items_is_measured_with_some_of_them(
     assert max(row["items"] for row in some.card.recall_estimates) == 100
     assert some.card.pairs == whole.card.pairs
     assert some.card.held_out_groups == whole.card.held_out_groups
+
+
+@pytest.mark.parametrize("kind", ["distinct", "one", "few"])
+def test_groups_are_numbered_by_name_in_ranges_that_hold_a_share_of_them(
+    kind: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "SAMPLED", 3)
+    drawn = {
+        "distinct": [f"ключ-{number:x}" * (1 + number % 3) for number in range(4000)],
+        "one": ["the same"] * 4000,
+        "few": ["", "a", "a\0", "b", "日本"] * 800,
+    }[kind]
+    names = [drawn[place] for place in rng.permutation(4000)]
+    chunks = [names[:7], [], names[7:3000], names[3000:]]
+    tables: list[int] = []
+    encoded = pc.sort_indices
+
+    def watched(distinct: Any, *options: Any) -> Any:
+        tables.append(len(distinct))
+        return encoded(distinct, *options)
+
+    monkeypatch.setattr(pc, "sort_indices", watched)
+    hold_out = HoldOut(fraction=0.5)
+    codes, is_held_out = split._numbered(pa.chunked_array(chunks, pa.large_string()), hold_out)
+    np.testing.assert_array_equal(codes, group_codes(names)[0])
+    np.testing.assert_array_equal(is_held_out, hold_out.held_out(sorted(set(names))))
+    assert sum(tables) == len(set(names))
+    assert max(tables) <= max(1, 2 * len(set(names)) / split.RANGES)
