@@ -1,7 +1,7 @@
 """Pushing embedding sets into releases: exact, idempotent, and equal to an undisturbed push whatever goes wrong."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,6 +78,15 @@ def point(modality: Modality, key: str) -> str:
     return str(uuid5(NAMESPACE, f"{modality}\0{key}"))
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def under_all(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world with releases under every metric that no test changes."""
+    with opened_world(request.param, tmp_path_factory.mktemp("world")) as opened:
+        opened.alignment()
+        opened.push(opened.set("s", *pairs(20, noise=0.1)), metrics=ALL)
+        yield opened
+
+
 class TestWhatIsWritten:
     def test_every_row_is_a_point_under_the_uuid_of_modality_and_key(self, world: World) -> None:
         pushed = world.push(world.set("s", *pairs(30)))
@@ -121,13 +130,13 @@ class TestWhatIsWritten:
                 assert (vector is not None) == (payload["modality"] == modality)
 
     @pytest.mark.parametrize("metric", ALL)
-    def test_vectors_are_the_alignments_projection_lowered(self, world: World, metric: str) -> None:
+    def test_vectors_are_the_alignments_projection_lowered(self, under_all: World, metric: str) -> None:
         parts, ours = pairs(20, noise=0.1), alignment()
-        (release,) = world.push(world.set("s", *parts), metrics=[metric]).releases
+        release = open_release(under_all.provenance, under_all.store, COLLECTION, metric)
         for part in parts:
             lowering = ours.metric(parse(metric), items=part.modality).lower(LATENT)
             aligned = ours.project(part.modality, part.vectors)
-            keys, _, found = vectors_of(world.store, release.name, part.modality)
+            keys, _, found = vectors_of(under_all.store, release.name, part.modality)
             order = [part.keys.index(key) for key in keys]
             assert found.shape == (20, lowering.dim)
             np.testing.assert_allclose(found, lowering.item(aligned)[order], atol=1e-6)
@@ -135,13 +144,13 @@ class TestWhatIsWritten:
                 np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-6)
 
     @pytest.mark.parametrize("metric", ALL)
-    def test_what_is_rescored_carries_its_aligned_vector(self, world: World, metric: str) -> None:
-        parts, ours = pairs(6), alignment()
-        (release,) = world.push(world.set("s", *parts), metrics=[metric]).releases
+    def test_what_is_rescored_carries_its_aligned_vector(self, under_all: World, metric: str) -> None:
+        parts, ours = pairs(20, noise=0.1), alignment()
+        release = open_release(under_all.provenance, under_all.store, COLLECTION, metric)
         assert release.guarantee is ours.metric(parse(metric), items="image").lower(LATENT).guarantee
         for part in parts:
             aligned = ours.project(part.modality, part.vectors)
-            found = stored(world.store, release.name, part.modality)
+            found = stored(under_all.store, release.name, part.modality)
             payloads = [found[point(part.modality, key)][1] for key in part.keys]
             if release.guarantee is Guarantee.EXACT:
                 assert not any(ALIGNED in payload for payload in payloads)
