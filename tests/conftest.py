@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partialmethod
+from functools import partial, partialmethod
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from sqlalchemy import create_engine
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import make_url
 from werkzeug.serving import BaseWSGIServer
 
 from connector.audits import captions, query_run
 from connector.encoding import loading
+from connector.provenance import database
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.stores import qdrant_readiness
@@ -105,6 +108,20 @@ def quick_polls() -> Iterator[None]:
         patched.setattr(qdrant_readiness, "POLL_SECONDS", QUICK_POLL_SECONDS)
         serve = partialmethod(BaseWSGIServer.serve_forever, QUICK_POLL_SECONDS)
         patched.setattr(BaseWSGIServer, "serve_forever", serve)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def statements_compiled_once() -> Iterator[None]:
+    """SQLAlchemy compiles each statement once an engine, and every test opens a few: a fifth of what a push takes.
+
+    All engines share what is compiled; for that their dialects are equal where they are of one class.
+    """
+    shared = partial(create_engine, execution_options={"compiled_cache": {}})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SQLiteDialect_pysqlite, "__eq__", lambda one, other: type(one) is type(other))
+        patched.setattr(SQLiteDialect_pysqlite, "__hash__", lambda one: hash(type(one)))
+        patched.setattr(database, "create_engine", shared)
         yield
 
 
