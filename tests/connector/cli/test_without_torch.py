@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,21 @@ for command in json.loads(sys.argv[1]):
             print(f"{{command}}: {{ended.code}}", file=sys.stderr)
             raise
 """
+EACH = f"""{WITHOUT}
+import json
+from contextlib import redirect_stderr
+from io import StringIO
+from connector.cli.main import main
+
+for line in sys.argv[1:]:
+    sys.argv = ["modalign", *line.split()]
+    with redirect_stderr(StringIO()) as stderr:
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+    print(json.dumps([line, code, stderr.getvalue()]))
+"""
 VECTORS = f"""{WITHOUT}
 import json
 from connector.home import Home
@@ -48,11 +64,12 @@ from connector.settings import Settings
 
 with Home(Settings.load()) as home:
     rows = home.embedding_set("pairs").load("text")
-    for metric in ("cosine", "chi2"):
-        retriever = home.retriever("things", metric)
-        encoder = retriever.release.alignment.card.encoders["text"].fingerprint
-        found = retriever.search_embeddings("text", rows.vectors[:3], 3, encoder=encoder)
-        print(json.dumps([[hit.key, round(hit.score, 4)] for hits in found for hit in hits]))
+    for collection in sys.argv[1:]:
+        for metric in ("cosine", "chi2"):
+            retriever = home.retriever(collection, metric)
+            encoder = retriever.release.alignment.card.encoders["text"].fingerprint
+            found = retriever.search_embeddings("text", rows.vectors[:3], 3, encoder=encoder)
+            print(json.dumps([[hit.key, round(hit.score, 4)] for hits in found for hit in hits]))
 """
 ENCODERS = """
 import numpy as np
@@ -96,30 +113,42 @@ def commands(home: Path, *lines: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-def searched(home: Path) -> list[Any]:
+def each(home: Path, *lines: str) -> list[Any]:
+    """Run each command, whatever becomes of those before it; return of each itself, its exit code and its stderr."""
+    ended = run(EACH, home, *lines)
+    assert ended.returncode == 0, ended.stderr
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def searched(home: Path, collection: str) -> list[Any]:
     with Home(Settings.load(home=home)) as opened:
         texts = opened.embedding_set("pairs").load("text").vectors[:3]
         answers = []
         for metric in ("cosine", "chi2"):
-            retriever = opened.retriever("things", metric)
+            retriever = opened.retriever(collection, metric)
             encoder = retriever.release.alignment.card.encoders["text"].fingerprint
             found = retriever.search_embeddings("text", texts, 3, encoder=encoder)
             answers.append([[hit.key, round(hit.score, 4)] for hits in found for hit in hits])
         return answers
 
 
-@pytest.mark.parametrize("method", ["ridge", "kcca", "asif"])  # a matrix alone, and each map of features before one
-def test_closed_forms_are_pushed_promoted_and_searched_by_vectors(home: Path, method: str) -> None:
-    done("fit", "pairs", "--alignment", "b", "--method", method, "--home", home)
+def test_closed_forms_are_pushed_promoted_and_searched_by_vectors(home: Path) -> None:
+    collections = {"ridge": "more", "kcca": "things", "asif": "others"}  # a matrix alone, and after each feature map
+    for method in collections:
+        done("fit", "pairs", "--alignment", method, "--method", method, "--home", home)
+    metrics = "--metric cosine --metric chi2"
     commands(
         home,
-        "push pairs --into things --alignment b --metric cosine --metric chi2",
+        f"push pairs --into others --alignment a {metrics}",
+        *(f"push pairs --into {into} --alignment {method} {metrics}" for method, into in collections.items()),
         "promote things --force --reason tried",
+        "promote others --force --reason tried",
         "status",
     )
-    ended = run(VECTORS, home)
+    ended = run(VECTORS, home, *collections.values())
     assert ended.returncode == 0, ended.stderr
-    assert [json.loads(line) for line in ended.stdout.splitlines()] == searched(home)
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert found == [answers for into in collections.values() for answers in searched(home, into)]
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +164,18 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 
 def test_a_text_is_searched_as_by_its_encoder_once_that_is_compiled(compiled: Path) -> None:
-    for text in ("lime", "navy", "unknown"):
-        line = ["search", "things", text, "-k", "5", "--json"]
-        ended = run(COMMANDS, compiled, json.dumps([line]))
-        assert (ended.returncode, ended.stderr) == (0, "")
+    lines = [["search", "things", text, "-k", "5", "--json"] for text in ("lime", "navy", "unknown")]
+    ended = run(COMMANDS, compiled, json.dumps(lines))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    documents = re.split(r"(?<=^}\n)", ended.stdout, flags=re.MULTILINE)[:-1]
+    for line, document in zip(lines, documents, strict=True):
         (compiled / "compiled").rename(compiled / "away")
         try:
             by_model = done(*line, "--home", compiled)
         finally:
             (compiled / "away").rename(compiled / "compiled")
         assert "loading encoder" in by_model.err
-        found, expected = json.loads(ended.stdout), by_model.document
+        found, expected = json.loads(document), by_model.document
         compiled_hits, model_hits = found.pop("found"), expected.pop("found")
         assert found == expected
         assert [hit["score"] for hit in compiled_hits] == pytest.approx([hit["score"] for hit in model_hits], abs=1e-5)
@@ -212,31 +242,27 @@ def test_a_corpus_in_which_nothing_is_new_needs_no_torch(
     ingested, encoded = (run["counts"] for run in done("status", "-n", 2, "--json", "--home", home).document["runs"])
     assert (encoded["already_in_set"], ingested["already_in_set"], ingested["unchanged"]) == (24, 24, 24)
     write_manifest(corpus, [*pairs, *fake_pairs(tmp_path, 1, seed=1)])
-    for line in (encode, ingest):
-        ended = run(COMMANDS, home, json.dumps([line.split()]))
-        assert ended.returncode == 1
-        assert [hint for hint in HINTS if hint not in ended.stderr] == []
+    for _, code, stderr in each(home, encode, ingest):
+        assert code == 1
+        assert [hint for hint in HINTS if hint not in stderr] == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_what_needs_torch_names_it_in_one_line(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing.jsonl").write_text('{"key": "a", "caption": "red"}\n', encoding="utf-8")
+    lines = [
         "fit pairs --alignment b --method ridge",
         "fit pairs --alignment b --method star-glu",
         "fit pairs --alignment b --method auto --json",
         "compare pairs",
         "demo",
-        "export a --metric cosine --to {}/graphs",
-        "encode {}/nothing.jsonl --set other --text-encoder minilm:L6-v2",
-    ],
-)
-def test_what_needs_torch_names_it_in_one_line(home: Path, tmp_path: Path, line: str) -> None:
-    (tmp_path / "nothing.jsonl").write_text('{"key": "a", "caption": "red"}\n', encoding="utf-8")
-    ended = run(COMMANDS, home, json.dumps([line.format(tmp_path).split()]))
-    assert ended.returncode == 1, ended.stderr
-    (said,) = [text for text in ended.stderr.splitlines() if text.startswith("modalign: ")]
-    assert [hint for hint in HINTS if hint not in said] == []
-    assert "Traceback" not in ended.stderr
-    if not line.startswith(("encode", "export")):  # what takes long says nothing and makes nothing before
-        assert ended.stderr.splitlines()[0] == said
-        assert not (home / "corpora").exists()
+        f"export a --metric cosine --to {tmp_path}/graphs",
+        f"encode {tmp_path}/nothing.jsonl --set other --text-encoder minilm:L6-v2",
+    ]
+    for line, code, stderr in each(home, *lines):
+        assert code == 1, (line, stderr)
+        (said,) = [text for text in stderr.splitlines() if text.startswith("modalign: ")]
+        assert [hint for hint in HINTS if hint not in said] == []
+        assert "Traceback" not in stderr
+        if not line.startswith(("encode", "export")):  # what takes long says nothing and makes nothing before
+            assert stderr.splitlines()[0] == said
+            assert not (home / "corpora").exists()
