@@ -60,7 +60,7 @@ class Candidate:
     @property
     def key(self) -> tuple[Any, ...]:
         """What tells it from other candidates."""
-        return self.method, *self.hyperparameters.values()
+        return _key(self.method, self.hyperparameters)
 
     def with_folds_of(self, earlier: "Candidate | None") -> "Candidate":
         """Add the folds that the same candidate was scored on before."""
@@ -125,7 +125,7 @@ def cross_validate(
     task = replace(task, deadline=None if budget is None else time.monotonic() + budget)
     parts = parts or Folds(data, folds, task.seed, device)
     racing = _applicable(methods, data, progress)
-    pace = _Pace({name: _rounds(len(entered), folds) for name, entered in racing.items()}, progress)
+    pace = _Pace(sum(_rounds(len(entered), folds) for entered in racing.values()), progress)
     products = any(map(uses_products, racing))
     results: dict[tuple[Any, ...], Candidate] = {}
     judges = [_Judges.drawn(parts, part, task.seed) for part in parts.parts]
@@ -136,6 +136,7 @@ def cross_validate(
     for number, (part, judge) in enumerate(zip(parts.parts, judges, strict=True), start=1):
         fitting = data.without(part)
         fold = _Fold(f"fold {number} of {folds}", fitting, parts.without(part), judge.read())
+        pace.enter(racing, folds - number + 1)
         scored, stopped = _race(fold, racing, device, task, pace, first=number == 1)
         if stopped:
             kept = list(results.values()) or scored
@@ -148,35 +149,44 @@ def cross_validate(
 
 
 class _Pace:
-    """How far a cross-validation has come, and the time that it still takes: said every `SECONDS_BETWEEN_LINES`.
+    """How far a cross-validation has come and how long it took: said every `SECONDS_BETWEEN_LINES`.
 
-    A fit takes as long as those of its method before, or, of a method that was not tried yet, as all others.
+    Candidates cost from milliseconds to minutes, those of one method too. So the time left is said only once each was
+    timed, from the second fold on, and is then what those that are left took.
 
     Args:
-        planned: by method, how many fits there will be.
+        fits: how many there will be.
         progress: called with a line.
     """
 
-    def __init__(self, planned: Mapping[str, int], progress: Progress):
-        self.planned, self.progress = planned, progress
-        self.done = dict.fromkeys(planned, 0)
-        self.seconds = dict.fromkeys(planned, 0.0)
-        self.said = time.monotonic()
+    def __init__(self, fits: int, progress: Progress):
+        self.fits, self.progress = fits, progress
+        self.done, self.left = 0, 0.0
+        self.seconds: dict[tuple[Any, ...], float] = {}
+        self.started = self.said = time.monotonic()
 
-    def took(self, method: str, seconds: float) -> None:
+    def enter(self, racing: Mapping[str, Sequence[Hyperparameters]], folds: int) -> None:
+        """Begin the next fold, the first of so many that are left, with these candidates."""
+        self.left = 0.0
+        for name, entered in racing.items():
+            known = [self.seconds.get(_key(name, hyperparameters), 0.0) for hyperparameters in entered]
+            self.left += _rounds(len(entered), folds) * float(np.mean(known))
+
+    def took(self, key: tuple[Any, ...], seconds: float) -> None:
         """Count a fit."""
-        self.done[method] += 1
-        self.seconds[method] += seconds
-        if time.monotonic() - self.said >= SECONDS_BETWEEN_LINES:
-            self.said = time.monotonic()
-            of = counted(sum(self.planned.values()), "fit")
-            self.progress(f"cross-validation: {sum(self.done.values()):,} of {of}, about {self.left():,.0f} s left")
+        self.done += 1
+        self.left -= self.seconds.get(key, 0.0)
+        self.seconds[key] = seconds
+        if (now := time.monotonic()) - self.said >= SECONDS_BETWEEN_LINES:
+            self.said = now
+            left = f", about {self.left:,.0f} s left" if self.left > 0 else ""
+            self.progress(
+                f"cross-validation: {self.done:,} of {counted(self.fits, 'fit')}, {now - self.started:,.0f} s{left}"
+            )
 
-    def left(self) -> float:
-        """Return the seconds that the fits to come will take."""
-        mean = sum(self.seconds.values()) / sum(self.done.values())
-        means = {name: self.seconds[name] / self.done[name] if self.done[name] else mean for name in self.planned}
-        return sum((fits - self.done[name]) * means[name] for name, fits in self.planned.items())
+
+def _key(method: str, hyperparameters: Hyperparameters) -> tuple[Any, ...]:
+    return method, *hyperparameters.values()
 
 
 def _rounds(candidates: int, folds: int) -> int:
@@ -260,16 +270,18 @@ def _race(
     Ctrl-C in the first fold, before anything is scored, is raised: there is nothing to go on with.
     """
     scored: list[Candidate] = []
+    started = time.monotonic()  # of the first fit of a method: with what all of its fits share
     try:
         for name, hyperparameters, fitter in _runners(fold, racing, device, task, pace.progress):
-            started = time.monotonic()
             if scored and task.deadline is not None and time.monotonic() > task.deadline:
                 return scored, "the budget has passed"
             projections = fitter.fit(hyperparameters)
             if fitter.interrupted and (scored or not first):
                 return scored, INTERRUPTED
             scored.append(_candidate(name, hyperparameters, projections, fold, task))
-            pace.took(name, time.monotonic() - started)
+            ended = time.monotonic()
+            pace.took(scored[-1].key, ended - started)
+            started = ended
             if fitter.interrupted:  # the only one there is, as far as it came
                 return scored, INTERRUPTED
     except KeyboardInterrupt:

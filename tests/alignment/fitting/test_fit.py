@@ -398,19 +398,38 @@ def test_losers_are_dropped_early(rng: np.random.Generator) -> None:
 def test_a_long_choice_says_how_far_it_is_and_how_long_it_takes(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an encode does, every ten seconds: of all fits that are to come, at the pace of their methods."""
-    clock = itertools.count(0.0, 11.0)
-    monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    lines: list[str] = []
-    cross_validate(
-        racers(rng), ["procrustes", "ridge"], FitSpec(), folds=3, device=resolve("cpu"), progress=lines.append
+    """The time left is what the same candidates took in the first fold, and is not guessed before."""
+    now, took = [0.0], {"procrustes": 0.2, "ridge": 1.0, "rcca": 40.0}
+    score = validation._candidate
+
+    def slow(method: str, hyperparameters: dict[str, Any], *rest: Any) -> validation.Candidate:
+        found = score(method, hyperparameters, *rest)
+        now[0] += took[method] * (1 + list(candidates(method, 9, 7)).index(hyperparameters))
+        return found
+
+    monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(validation, "_candidate", slow)
+    said: list[tuple[float, str]] = []
+    found = cross_validate(
+        racers(rng), list(took), FitSpec(), folds=4, device=resolve("cpu"), progress=lambda x: said.append((now[0], x))
     )
-    said = [re.fullmatch(r"cross-validation: (\d+) of (\d+) fits, about ([\d,]+) s left", line) for line in lines]
-    told = [tuple(int(value.replace(",", "")) for value in match.groups()) for match in said if match]
-    total = told[-1][1]
-    assert told == [(number, total, 11 * (total - number)) for number in range(1, total + 1)]
-    found = {name: len(candidates(name, 9, 7)) for name in ("procrustes", "ridge")}
-    assert total > sum(found.values())
+    shown = r"cross-validation: ([\d,]+) of ([\d,]+) fits, ([\d,]+) s(?:, about ([\d,]+) s left)?"
+    told = [(at, *match.groups()) for at, line in said if (match := re.fullmatch(shown, line))]
+    done, fits, elapsed, left = zip(
+        *((float(n.replace(",", "")) if n else None for n in line) for _, *line in told), strict=True
+    )
+    assert set(fits) == {sum(candidate.folds for candidate in found)}
+    assert np.allclose(elapsed, [at for at, *_ in told], atol=0.5)
+    first = sum(len(candidates(name, 9, 7)) for name in took)
+    assert [has is not None for has in left[:-1]] == [count > first for count in done[:-1]]
+    assert 10 < sum(has is not None for has in left)
+    # Which candidates survive a fold is not known before: of what is left, a third at most is guessed.
+    assert all(abs(a - (now[0] - b)) < 0.35 * (now[0] - b) + 1 for a, b in zip(left, elapsed, strict=True) if a)
+    # In the last fold nothing is.
+    last = fits[0] - sum(candidate.folds == 4 for candidate in found)
+    known = [(a, now[0] - b) for a, b, count in zip(left, elapsed, done, strict=True) if count > last and a]
+    assert len(known) > 5
+    assert np.allclose(*zip(*known, strict=True), atol=1.1)
 
 
 def test_what_a_method_validates_at_does_not_depend_on_the_others(rng: np.random.Generator) -> None:
