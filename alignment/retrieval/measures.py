@@ -72,6 +72,7 @@ class Change:
     Attributes:
         before, after: the value in each audit.
         difference: `after - before` with its 95% interval.
+        p_drop: one-sided p-value of a drop: of all replicates, and the value itself, the share without a drop.
         queries: how many queries both audits have.
         only_before, only_after: queries of one audit alone, which take no part.
     """
@@ -79,6 +80,7 @@ class Change:
     before: float
     after: float
     difference: Estimate
+    p_drop: float
     queries: int
     only_before: int
     only_after: int
@@ -154,10 +156,25 @@ def change_of_two(
         old,
         new,
         Estimate(_minus(new, old), float(low), float(high)),
+        (1 + int((differences >= 0).sum())) / (1 + replicates),
         shared,
         sum(len(before.keys) for before, _ in kinds) - shared,
         sum(len(after.keys) for _, after in kinds) - shared,
     )
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Say which of several tests are significant so that one false alarm or more comes at this level at most.
+
+    Holm (1979): the smallest p-value is compared with level / n, the next with level / (n - 1), until one is larger.
+
+    >>> holm([0.03, 0.01, 0.04])
+    [False, True, False]
+    """
+    p, count = np.asarray(p_values, np.float64), len(p_values)
+    order = np.argsort(p, kind="stable")
+    passed = np.logical_and.accumulate(p[order] * np.arange(count, 0, -1) <= level)
+    return np.isin(np.arange(count), order[passed]).tolist()
 
 
 class _Paired:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from alignment.errors import MeasureError
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
-from alignment.retrieval.measures import Change, Floats, PerQueryValues, change, change_of_two
+from alignment.retrieval.measures import Change, Floats, PerQueryValues, change, change_of_two, holm
 from alignment.retrieval.seen_unseen import harmonic_mean
 from alignment.retrieval.thresholds import holds
 from alignment.sets.rows import Rows
@@ -327,6 +327,13 @@ def drifts(
             result.append(Drift(direction, part, name, baseline.number, changed))
         result += _drifts_of_kinds(baseline, direction, kinds, seed)
     return result
+
+
+def worse_recalls(drifts: Iterable[Drift], k: int) -> list[Drift]:
+    """Return the drifts of Recall@k that are drops, where a false one among all comes once in 20 audits at most."""
+    recalls = [drift for drift in drifts if drift.name == f"{RECALL}{k}"]
+    significant = holm([drift.change.p_drop for drift in recalls])
+    return [drift for drift, is_significant in zip(recalls, significant, strict=True) if is_significant and drift.value]
 
 
 def _drifts_of_kinds(baseline: Baseline, direction: str, kinds: Kinds, seed: int) -> Iterator[Drift]:

@@ -7,7 +7,7 @@ from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.modality import DIRECTIONS
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.auditor import audit
-from connector.audits.baseline import Baseline, Drift, drifts, find_baseline
+from connector.audits.baseline import Baseline, Drift, drifts, find_baseline, worse_recalls
 from connector.audits.plan import AuditPlan
 from connector.audits.point_scan import SliceScanner
 from connector.audits.recording import record
@@ -168,7 +168,7 @@ def _measure(
 
 
 def _worse_than_live(row: ReleaseRow, result: Audit, provenance: Provenance) -> list[Drift]:
-    """Return the recalls of a ready release that are significantly below those of the live one under its metric.
+    """Return the recalls of a ready release that are significantly below those of the live one: see `worse_recalls`.
 
     None where that one has no audit that was made alike: `--baseline live` refuses, and says how to make one.
     """
@@ -179,7 +179,7 @@ def _worse_than_live(row: ReleaseRow, result: Audit, provenance: Provenance) -> 
         changes = drifts(live, result.per_query, kinds=result.per_kind, seed=result.plan.seed)
     except RequirementError:
         return []
-    return [drift for drift in changes if drift.value > 0 and drift.name == f"recall@{result.plan.k}"]
+    return worse_recalls(changes, result.plan.k)
 
 
 def _beside_live(row: ReleaseRow, store: Store, provenance: Provenance) -> Iterator[str]:

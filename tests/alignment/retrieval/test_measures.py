@@ -20,6 +20,7 @@ from alignment.retrieval.measures import (
     change,
     change_of_two,
     found,
+    holm,
     ndcg,
     r_precision,
     recall,
@@ -208,6 +209,29 @@ def test_no_change_is_significant_in_about_5_of_100() -> None:
         )
         wrong += result.significant
     assert wrong / 200 < 0.12
+
+
+def test_a_drop_by_chance_has_a_small_p_value_as_rarely_as_it_says(rng: np.random.Generator) -> None:
+    keys = list(map(str, range(80)))
+    sides = (PerQueryValues(keys, keys, (rng.random(80) < 0.4).astype(float)) for _ in range(800))
+    p_values = np.array([change(one, other, replicates=200).p_drop for one, other in zip(sides, sides, strict=True)])
+    for level in (0.05, 0.2, 0.5):
+        assert np.mean(p_values <= level) == pytest.approx(level, abs=0.03 + level / 5)
+    worse, better = (
+        change(PerQueryValues(keys, keys, np.full(80, v)), PerQueryValues(keys, keys, np.linspace(0, 1, 80)))
+        for v in (1.0, 0.0)
+    )
+    assert (worse.p_drop, better.p_drop) == (1 / 1001, 1.0)
+
+
+@pytest.mark.parametrize("tests", [1, 8])
+def test_holm_gives_one_false_alarm_or_more_in_5_of_100_families(tests: int, rng: np.random.Generator) -> None:
+    families = rng.random((4000, tests))
+    assert np.mean([any(holm(family)) for family in families]) == pytest.approx(0.05, abs=0.01)
+    planted = np.concatenate([families[:, 1:], np.full((4000, 1), 1e-4)], axis=1)
+    assert all(holm(family)[-1] for family in planted)
+    assert np.mean([any(holm(family)[:-1]) for family in planted]) <= 0.06
+    assert holm([]) == []
 
 
 def test_a_median_may_be_infinite_before_and_after() -> None:

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.audits.baseline import Baseline, Drift, PerQuery, drifts, find_baseline
+from connector.audits.baseline import Baseline, Drift, PerQuery, drifts, find_baseline, worse_recalls
 from connector.audits.history import history
 from connector.audits.plan import AuditPlan
 from connector.audits.recording import record
@@ -210,12 +211,39 @@ class TestTheMedianRank:
         assert only_drift(*reversed(its)).value == 0.0
 
 
+class TestWorseRecalls:
+    """Of eight recalls that are compared with the live ones, one is below by chance in more than one of 20 audits."""
+
+    @staticmethod
+    def by_chance(rng: np.random.Generator) -> list[Drift]:
+        """Two audits that differ by chance: means that are normal, as a bootstrap of many queries has them."""
+        z = rng.normal(size=8)
+        changes = [
+            Change(0.5, 0.5 + d, Estimate(d, d - 1.96, d + 1.96), p, 80, 0, 0)
+            for d, p in zip(z, norm.cdf(z), strict=True)
+        ]
+        return [Drift(DIRECTION, str(part), "recall@10", 7, changed) for part, changed in enumerate(changes)]
+
+    def test_a_false_alarm_is_as_rare_as_of_one_recall_alone(self, rng: np.random.Generator) -> None:
+        audits = [self.by_chance(rng) for _ in range(4000)]
+        assert np.mean([any(drift.value for drift in compared) for compared in audits]) > 0.15
+        assert np.mean([bool(worse_recalls(compared, 10)) for compared in audits]) == pytest.approx(0.05, abs=0.01)
+
+    def test_what_is_lost_is_found(self, rng: np.random.Generator) -> None:
+        def audit(loss: float) -> dict[str, PerQuery]:
+            return {d: per_query(rng.random(80) < 0.6 * (1 - loss), name="recall@10") for d in DIRECTIONS}
+
+        compared = drifts(Baseline(7, audit(0.0)), audit(0.8))
+        assert worse_recalls(compared, 10) == compared
+        assert worse_recalls(compared, 5) == []
+
+
 class TestTheRequirement:
     """A regression is a drop that is significant and larger than the margin."""
 
     @staticmethod
     def drifted(value: float, low: float, high: float) -> Drift:
-        became = Change(0.8, 0.8 + value, Estimate(value, low, high), 100, 0, 0)
+        became = Change(0.8, 0.8 + value, Estimate(value, low, high), 0.01, 100, 0, 0)
         return Drift(DIRECTION, "", "recall@1", 7, became)
 
     @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def measure(value: float, direction: str = "text-to-image", name: str = "recall@
 
 
 def drift(before: float, after: float, low: float, high: float, *, name: str = "mrr", part: str = "") -> Drift:
-    change = Change(before, after, Estimate(after - before, low, high), 40, 1, 2)
+    change = Change(before, after, Estimate(after - before, low, high), 0.01, 40, 1, 2)
     return Drift("text-to-image", part, name, 7, change)
 
 

@@ -41,7 +41,7 @@ REQUIREMENT = Requirement.parse("text-to-image:recall@5>=2")
 
 
 def drift(before: float, after: float) -> Drift:
-    became = Change(before, after, Estimate(after - before, -math.inf, math.inf), 9, 1, 2)
+    became = Change(before, after, Estimate(after - before, -math.inf, math.inf), 1.0, 9, 1, 2)
     return Drift("text-to-image", "", "median_rank", 3, became)
 
 
