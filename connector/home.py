@@ -156,6 +156,7 @@ class Home:
 
     def encode(self, request: "EncodeRequest") -> "RunResult[EmbeddingSet]":
         """Encode a corpus into an embedding set."""
+        from alignment.sets.writer import check_may_add
         from connector.corpora.formats import open_corpus
         from connector.encoding.embedding_sets import encode_corpus, encoders_of_set
         from connector.encoding.placement import executor_of
@@ -164,6 +165,7 @@ class Home:
         with self._run(request) as run:
             path = self.settings.set_path(request.set)
             corpus = open_corpus(request.corpus, **request.reading)
+            check_may_add(path, request.encoders, request.dtype)
             with executor_of(request, request.encoders) as executor:
                 written = encode_corpus(
                     corpus,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Self
 
 import pyarrow as pa
@@ -29,9 +30,34 @@ def recorded_encoders(path: Path) -> dict[Modality, EncoderCard]:
     return SetCard.read(path).encoders if (path / CARD).exists() else {}
 
 
-def check_same_encoder(path: Path, modality: Modality, old: EncoderCard, new: EncoderCard) -> None:
-    """Raise an `EmbeddingSetError` unless the encoder `new` is the one that made vectors of the set at `path`."""
-    if old != new:
+def check_may_add(path: Path, encoders: Mapping[Modality, EncoderCard | str], dtype: Dtype = "float32") -> None:
+    """Refuse what a `SetWriter` would refuse, before encoders are loaded: of each the spec may be all that is known.
+
+    Raises:
+        EmbeddingSetError: the set at `path` has vectors of other encoders, or of another type.
+        OSError: nothing can be written there.
+    """
+    if (path / CARD).exists():
+        _check_fits(path, SetCard.read(path), encoders, dtype)
+    if not is_remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path if path.is_dir() else path.parent):
+            pass
+
+
+def _check_fits(path: Path, card: SetCard, encoders: Mapping[Modality, EncoderCard | str], dtype: Dtype) -> None:
+    if card.dtype != dtype:
+        raise EmbeddingSetError(
+            f"embedding set {path} stores {card.dtype}, asked for {dtype}; name another --set or keep the type"
+        )
+    for modality in MODALITIES:
+        if modality in card.encoders and modality in encoders:
+            check_same_encoder(path, modality, card.encoders[modality], encoders[modality])
+
+
+def check_same_encoder(path: Path, modality: Modality, old: EncoderCard, new: EncoderCard | str) -> None:
+    """Raise an `EmbeddingSetError` unless the encoder, or spec, `new` is the one that made vectors of a set."""
+    if new not in (old, old.spec):
         raise EmbeddingSetError(
             f"embedding set {path} holds {modality} vectors of {old}, asked to add vectors of {new}; "
             "vectors of two encoders cannot be mixed: name another --set"
@@ -96,14 +122,7 @@ class SetWriter:
             leftover.unlink(missing_ok=True)
 
     def _reopen(self, existing: SetCard) -> None:
-        if existing.dtype != self.card.dtype:
-            raise EmbeddingSetError(
-                f"embedding set {self.path} stores {existing.dtype}, asked for {self.card.dtype}; "
-                "name another --set or keep the type"
-            )
-        for modality in MODALITIES:
-            if modality in existing.encoders and modality in self.card.encoders:
-                check_same_encoder(self.path, modality, existing.encoders[modality], self.card.encoders[modality])
+        _check_fits(self.path, existing, self.card.encoders, self.card.dtype)
         self.card = replace(existing, corpus=self.card.corpus, encoders={**existing.encoders, **self.card.encoders})
 
     def append(self, rows: Rows) -> Path:

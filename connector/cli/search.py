@@ -55,14 +55,17 @@ from connector.requests import SearchRequest, default_of
 def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Search COLLECTION with QUERY: a text, or the path of an image (recognised by its suffix)."""
     request = SearchRequest(**given)
+    if page:
+        from connector.reports.contact_sheet import Answered, write_contact_sheet  # loads templates
+        from connector.reports.page_files import claim_page
+
+        claim_page(page)
     with open_home(where) as home:
         found = home.search(request)
     hits = found.hits
     way = {"image": "", "caption": " by caption", "fused": " by image and caption"}[request.by]
     title = f"under {found.metric}{way}, {result_quality(found)}"
     if page:
-        from connector.reports.contact_sheet import Answered, write_contact_sheet  # loads templates
-
         subtitle = f"{len(hits)} best {title}"
         heading, answers = f"{request.collection}: {request.query}", [Answered(found.query, hits)]
         write_contact_sheet(page, heading, subtitle, answers, max_pixels=home.settings.max_pixels)

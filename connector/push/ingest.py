@@ -23,7 +23,7 @@ from alignment.model.alignment import Alignment
 from alignment.plurals import counted
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.shards import shard_paths
-from alignment.sets.writer import SetWriter, recorded_encoders
+from alignment.sets.writer import SetWriter, check_may_add, recorded_encoders
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
 from connector.encoding.deferred import open_encoders
@@ -88,15 +88,20 @@ def ingest(
             `request.prune_at_most`; or units could not be encoded. All else is done.
         MismatchError: an encoder that loads now is not the alignment's; or a release of the collection has another
             layout, or another set of it has keys of the corpus, which is known before an encoder loads.
+        EmbeddingSetError: the set has vectors of other encoders, which is known before, too.
+        AccessDeniedError: the key of the store may not write what this would, which is known before, too.
     """
     corpus = open_corpus(request.corpus, **request.reading)
     metrics = metrics_to_push(request.metrics, request.alignment, alignment)
     for metric in metrics:  # refuse what cannot be pushed before anything is encoded
         lower(alignment, metric)
-    ReleaseOpener(
+    opener = ReleaseOpener(
         *(alignment, alignment_id, request.into, chosen_layout(request.layout, store), store, provenance, run),
         *(request.fresh_layout, request.take_over),
-    ).check_layouts(metrics)
+    )
+    opener.check_rights(metrics)
+    opener.check_layouts(metrics)
+    check_may_add(path, alignment.card.encoders)
     refuse_keys_of_other_sets(corpus, path, provenance, here(provenance, store), request.into, max_pixels)
     specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
     with executor_of(request, specs) as executor:

@@ -252,6 +252,7 @@ class Retriever:
         check_search(k, target, filter, exact=exact, max_candidates=max_candidates)
         check_way(by, "text", target)
         check_texts(texts)
+        self._check_answered(by, filter)
         X = self._encoder("text").encode("text", texts)
         options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
         return self._search("text", X, k, target=target, by=by, **options)
@@ -277,6 +278,7 @@ class Retriever:
             upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image, self.max_pixels)
             for image in images
         ]
+        self._check_answered(IMAGE, filter)
         X = self._encoder("image").encode("image", loaded)
         options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
         return self._search("image", X, k, target=target, by=IMAGE, **options)
@@ -312,8 +314,16 @@ class Retriever:
                 f"release {self.release.name} takes {modality} embeddings of {expected}, got embeddings of an encoder "
                 f"with fingerprint {encoder[:12]}; encode with the first, or push for the second"
             )
+        self._check_answered(by, filter)
         options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
         return self._search(modality, X, k, target=target, by=by, **options)
+
+    def _check_answered(self, by: Way, filter: "Filter | None") -> None:
+        """Refuse what the release cannot answer, before a query is encoded: asks the store nothing."""
+        if by == FUSED:
+            self._fusion()
+        if filter is not None:
+            check_kinds(filter, self.release.indexes)
 
     def _search(
         self,
@@ -333,7 +343,7 @@ class Retriever:
         options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
         with within(self.deadline):
             if filter is not None:
-                self._check_filter(filter)
+                self._look_for_fields(filter)
             if by != IMAGE:
                 return self._search_items(aligned, k, by, **options)
             ranked = self._candidates.search(target, aligned, k, **options)
@@ -378,9 +388,8 @@ class Retriever:
             )
         return self.release.fusion
 
-    def _check_filter(self, filter: "Filter") -> None:
-        """Refuse a filter that indexes cannot answer; warn once of each field that cannot match."""
-        check_kinds(filter, self.release.indexes)
+    def _look_for_fields(self, filter: "Filter") -> None:
+        """Warn once of each field of a filter that cannot match."""
         fields = fields_of(filter) - self._looked_for
         self._looked_for |= fields
         store, name = self._store, self.release.name

@@ -6,7 +6,8 @@ word a unit. Both fake encoders are linear in those units, so a linear alignment
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from PIL import Image
 
@@ -24,6 +26,7 @@ from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from connector.encoding.encoders import Encoder
 from connector.encoding.loading import GROUP
+from connector.errors import EncoderError
 
 IMAGE_DIM, TEXT_DIM = 12, 10
 # A text that holds this is embedded as NaN, and a black image as zeros: vectors that must be refused.
@@ -164,3 +167,19 @@ def fake_set(path: Path, *parts: Rows, dtype: Dtype = "float32", model: str = "f
             writer.append(part)
         writer.finish()
     return EmbeddingSet.open(path)
+
+
+@contextmanager
+def loads_no_encoder() -> Iterator[None]:
+    """Assert that no fake encoder is loaded in the block."""
+    loaded: list[str] = []
+
+    def load(self: Encoder, name: str, device: torch.device) -> None:
+        loaded.append(name)
+        raise EncoderError(f"{name} was loaded")
+
+    with pytest.MonkeyPatch.context() as patched:
+        for encoder in (FakeImageEncoder, FakeTextEncoder):
+            patched.setattr(encoder, "__init__", load)
+        yield
+    assert loaded == []

@@ -36,7 +36,7 @@ from connector.settings import Settings
 from connector.stores import qdrant_readiness
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
-from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.fakes import fake_pairs, loads_no_encoder, write_manifest
 from tests.support.qdrant_servers import token
 from tests.support.world import World, pairs
 
@@ -249,7 +249,7 @@ class RightsContract:
         with house.home(house.scoped(access)) as home:
             with raises(AccessDeniedError, "new.cosine", "manage"):
                 push(house, home, into="new")
-            with raises(AccessDeniedError, "new.cosine", "manage"):
+            with raises(AccessDeniedError, "new.cosine", "manage"), loads_no_encoder():
                 ingest(house, home, into="new")
         assert house.everything() == before
 
