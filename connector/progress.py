@@ -4,7 +4,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
@@ -12,9 +13,14 @@ from alignment.plurals import counted
 from connector.prose import prose_lines
 from connector.safe_text import for_terminal
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[int], None]
+
+_shown: "list[Progress | None]" = []  # the progress that goes on: its bars, or None where it is shown as lines
 
 
 def say(line: str) -> None:
@@ -48,18 +54,33 @@ def show_logs() -> None:
 def progress(what: str, total: int | None, unit: str = "item") -> Iterator[Advance]:
     """Show how far `what` has come. The block gets a function to call with the number of units done since.
 
+    Within the block of another it is a further bar while it lasts; as lines it says nothing unless it takes long.
+
     A total may turn out to be too small, as of a corpus that grows meanwhile: what is done is never shown as more.
     """
-    if sys.stderr.isatty():
-        with _bar(what, total) as advance:
-            yield advance
-    else:
-        with _lines(what, total, unit) as advance:
+    with ExitStack() as stack:
+        if _shown and (bars := _shown[0]):
+            yield stack.enter_context(_bar(bars, what, total, stays=False))
+        elif sys.stderr.isatty():
+            bars = stack.enter_context(_bars())
+            stack.enter_context(_showing(bars))
+            yield stack.enter_context(_bar(bars, what, total, stays=True))
+        else:
+            advance = stack.enter_context(_lines(what, total, unit, brief=bool(_shown)))
+            stack.enter_context(_showing(None))
             yield advance
 
 
 @contextmanager
-def _bar(what: str, total: int | None) -> Iterator[Advance]:
+def _showing(bars: "Progress | None") -> Iterator[None]:
+    _shown.append(bars)
+    try:
+        yield
+    finally:
+        _shown.remove(bars)
+
+
+def _bars() -> "Progress":
     # rich takes as long to import as all of `--help`
     from rich.console import Console
     from rich.progress import (
@@ -81,18 +102,28 @@ def _bar(what: str, total: int | None) -> Iterator[Advance]:
             return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate()
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        task = bars.add_task(for_terminal(what), total=total)
-
-        def advance(count: int) -> None:
-            done = int(bars.tasks[0].completed) + count
-            bars.update(task, total=None if total is None else max(total, done), advance=count)
-
-        yield advance
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
 
 
 @contextmanager
-def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+def _bar(bars: "Progress", what: str, total: int | None, *, stays: bool) -> Iterator[Advance]:
+    task = bars.add_task(for_terminal(what), total=total)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        bars.update(task, total=None if total is None else max(total, done), advance=count)
+
+    try:
+        yield advance
+    finally:
+        if not stays:
+            bars.remove_task(task)
+
+
+@contextmanager
+def _lines(what: str, total: int | None, unit: str, *, brief: bool) -> Iterator[Advance]:
     started = shown = time.monotonic()
     done = 0
 
@@ -110,4 +141,5 @@ def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
 
     yield advance
     elapsed = time.monotonic() - started
-    say(f"{what}: {counted(done, unit)} in {elapsed:.1f} s")
+    if not brief or shown > started:
+        say(f"{what}: {counted(done, unit)} in {elapsed:.1f} s")

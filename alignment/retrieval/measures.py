@@ -174,7 +174,8 @@ def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
     p, count = np.asarray(p_values, np.float64), len(p_values)
     order = np.argsort(p, kind="stable")
     passed = np.logical_and.accumulate(p[order] * np.arange(count, 0, -1) <= level)
-    return np.isin(np.arange(count), order[passed]).tolist()
+    significant = set(order[passed].tolist())
+    return [place in significant for place in range(count)]
 
 
 class _Paired:

@@ -5,6 +5,7 @@ it. It also searches the gallery that the alignment's card speaks of, for a Reca
 query without any relevant item counts as a miss. Among equal scores irrelevant items rank first: ties never flatter.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -54,6 +55,9 @@ from connector.stores.payload_kinds import check_kinds, fields_of
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
+
+
+_log = logging.getLogger(__name__)
 
 
 def audit(
@@ -131,6 +135,7 @@ def audit(
     }
     read_back = {id_: vector for truth in truths.values() for id_, vector in truth.kept.items()}
     probe = subject.align(queries.sets["image"].rows)[:4]
+    _log.info("audit %s: measuring the modality gap", release.name)
     space = measure_space(release, sample, read_back, probe, seed=plan.seed)
     if space.finding:
         findings.append(space.finding)
@@ -210,6 +215,7 @@ def _without_refused_stages(subject: AuditSubject) -> AuditSubject:
 
 def _compared(measured: Audit, baseline: Baseline, requirements: Sequence[Requirement]) -> Audit:
     """Return the audit with its changes against the baseline."""
+    _log.info("audit %s: comparing with audit %d", measured.row.physical_name, baseline.number)
     also = [(part, required.name) for required in requirements if required.is_drop for part in required.parts]
     warning = baseline.gallery_warning(measured.gallery)
     return replace(

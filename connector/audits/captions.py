@@ -159,6 +159,7 @@ def _ask(subject: AuditSubject, fusion: Fusion, rows: Rows) -> Answered:
     for number in range(len(rows)):
         subject.limiter(1)
         answers.append(ask(subject.candidates, fusion, rows.take([number]), consistent=subject.consistent))
+        subject.advance(1)
     return Answered(rows, answers)
 
 

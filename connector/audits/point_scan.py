@@ -11,6 +11,7 @@ from connector.errors import ExecutorError, SettingsError, StrangePointError
 from connector.executors.contract import Executor
 from connector.executors.opening import open_executor
 from connector.executors.placement import LOCAL
+from connector.progress import progress
 from connector.releases.release import Release
 from connector.requests import AuditRequest
 from connector.settings import Settings
@@ -121,17 +122,20 @@ class SliceScanner:
             ExecutorError: a slice could not be read.
         """
         factory = _SliceReaderFactory(self.url, points, tally)
-        for outcome in self.executor.map(factory, id_ranges(-(-count // SLICE_POINTS) or 1)):
-            if outcome.failure:
-                raise ExecutorError(
-                    f"audit of {points.collection}: {outcome.task}: {outcome.failure}; what is exact needs all of "
-                    "them: mend the cause and run the same command again",
-                    code="slice-failed",
-                )
-            for part in outcome.parts:
-                if isinstance(part, StrangePointError):
-                    raise part
-                yield part
+        slices = id_ranges(-(-count // SLICE_POINTS) or 1)
+        with progress(f"read {points.collection}", len(slices), "slice") as advance:
+            for outcome in self.executor.map(factory, slices):
+                if outcome.failure:
+                    raise ExecutorError(
+                        f"audit of {points.collection}: {outcome.task}: {outcome.failure}; what is exact needs all of "
+                        "them: mend the cause and run the same command again",
+                        code="slice-failed",
+                    )
+                for part in outcome.parts:
+                    if isinstance(part, StrangePointError):
+                        raise part
+                    yield part
+                advance(1)
 
 
 @contextmanager

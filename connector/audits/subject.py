@@ -15,7 +15,7 @@ from connector.audits.point_scan import PointSelection, Scan, SliceScanner, in_o
 from connector.audits.reference import Truth, truth
 from connector.audits.stages import RateLimiter, Stage, StageRunner
 from connector.errors import FilterRefusedError
-from connector.progress import Advance
+from connector.progress import Advance, progress
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
 from connector.stores.collection import CollectionInfo
@@ -101,9 +101,11 @@ class AuditSubject:
         Raises:
             StrangePointError: the collection holds what modalign did not write.
         """
-        for page in self._select(target, condition).pages(self.store):
-            self.limiter(1)
-            yield page
+        with progress(f"read {self.release.name}", None, "point") as advance:
+            for page in self._select(target, condition).pages(self.store):
+                self.limiter(1)
+                advance(len(page))
+                yield page
 
     def scan(self, target: Modality) -> Scan:
         """Return the scan of all points of a modality with their vectors, by the workers if there are some.

@@ -42,3 +42,34 @@ def test_one_is_no_plural(monkeypatch: pytest.MonkeyPatch) -> None:
         with progress("audit", None, "query") as advance:
             advance(count)
         assert stream.getvalue().splitlines()[-1].startswith(f"audit: {words} in ")
+
+
+def test_progress_within_another_is_a_bar_below_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("audit", 3, "query") as advance:
+        with progress("read", None, "point") as read:
+            read(5)
+        advance(3)
+        (bars,) = progressing._shown
+        assert bars
+        assert [(task.description, task.completed) for task in bars.tasks] == [("audit", 3)]
+    assert progressing._shown == []
+    assert "audit" in stderr.getvalue().splitlines()[-2]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(1e9, []), (0.0, ["read: 5 points, ", "read: 5 points in "])])
+def test_progress_within_another_says_nothing_unless_it_takes_long(
+    seconds: float, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(progressing, "SECONDS_BETWEEN_LINES", seconds)
+    with progress("audit", None, "query"), progress("read", None, "point") as read:
+        read(5)
+    lines = stderr.getvalue().splitlines()
+    assert len(lines) == len(said) + 1
+    assert all(
+        line.startswith(beginning) for line, beginning in zip(lines, [*said, "audit: 0 queries in "], strict=True)
+    )

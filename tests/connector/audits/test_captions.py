@@ -17,6 +17,7 @@ from alignment.vectors import FloatArray
 from connector.audits.captions import (
     CAPTIONED,
     COMPARED,
+    FEWEST_QUERIES,
     PARAPHRASED,
     UNCAPTIONED,
     WORDS_OWN,
@@ -135,6 +136,14 @@ class TestWhatIsMeasured:
                 assert kinds[name].among[way].value == pytest.approx((of_way <= K).mean())
         assert kinds[UNCAPTIONED].among["caption"].value == 0
         assert found.share == 1.0
+
+    def test_progress_counts_the_queries(self, served: World) -> None:
+        done: list[int] = []
+        found = audit(opened(served, "cosine"), served.store, the_set(served), advance=done.append).captions
+        assert found is not None
+        asked = sum(kind.queries for kind in found.kinds if kind.kind in (CAPTIONED, PARAPHRASED, UNCAPTIONED))
+        assert asked > FEWEST_QUERIES
+        assert done[-asked:] == [1] * asked
 
     def test_queries_whose_words_stand_in_a_caption_are_counted_apart(self, served: World) -> None:
         found = audit(opened(served, "cosine"), served.store, the_set(served), queries="all").captions

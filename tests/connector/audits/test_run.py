@@ -1,10 +1,12 @@
 """Audits verify a release before they measure it, and one run audits all that a promotion would switch."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
+from connector import progress as progressing
 from connector.errors import CollectionNotFoundError, GateError, RequirementError
 from connector.releases import verify as verifying
 from connector.releases.points import point_id
@@ -39,6 +41,24 @@ def test_audits_of_one_seed_verify_other_points_each_time(world: World, monkeypa
     world.store.upsert(name, Points("image", [id_], np.roll(record.vector, 1)[None], [record.payload]))
     verdicts = [audit.verdict for _ in range(12) for audit in audited(world, asked(seed=3))]
     assert set(verdicts) == {"measured", "broken"}
+
+
+def test_what_may_take_minutes_is_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading all points comes before the first query; the gap and the comparison come after the last one."""
+    monkeypatch.setattr(progressing, "SECONDS_BETWEEN_LINES", 0.0)
+    name = opened(world).name
+    audited(world, asked())
+    caplog.set_level("INFO")
+    audited(world, asked(baseline="last"))
+    lines = capsys.readouterr().err.splitlines()
+    first_query = next(number for number, line in enumerate(lines) if re.match(f"audit {name}: [1-9]", line))
+    assert [line for line in lines[:first_query] if line.startswith(f"read {name}: 8 points, ")]
+    assert caplog.messages[-2:] == [
+        f"audit {name}: measuring the modality gap",
+        f"audit {name}: comparing with audit 1",
+    ]
 
 
 def promoted(world: World) -> dict[str, int | None]:
