@@ -55,6 +55,14 @@ class Columns:
         """The columns of captions, for messages."""
         return " or ".join(map(repr, self.caption))
 
+    def key_in_words(self, key: str) -> str:
+        """A key with the column that holds it, for messages.
+
+        >>> Columns(key="sku").key_in_words("1"), Columns().key_in_words("1")
+        ("key '1' (column 'sku')", "key '1'")
+        """
+        return f"key {key!r}" if self.key == "key" else f"key {key!r} (column {self.key!r})"
+
     def check(self, path: Path, names: Sequence[str]) -> None:
         """Raise a `CorpusError` if columns are missing from the `names` of a file, are misspelt, or are there twice."""
         shown = printable(", ".join(name if name == name.strip() else repr(name) for name in names)) or "none"

@@ -205,7 +205,7 @@ class _ManifestEntry:
         captions = fields.pop("caption", None)
         captions = [] if captions is None else captions if isinstance(captions, list) else [captions]
         if len(captions) > MOST_CAPTIONS:
-            raise RowError(Reason.KEY_DUPLICATE, f"key {key!r} has more than {MOST_CAPTIONS} captions")
+            raise RowError(Reason.KEY_DUPLICATE, _too_many(columns, key))
         captions = tuple(filter(None, (_checked(caption, columns.caption) for caption in captions)))
         if not image and not captions and not refused:
             detail = f"expected an image in {columns.image!r}, a caption in {columns.captions_in_words}, or both"
@@ -266,18 +266,19 @@ class _ManifestEntry:
 
     def _check_after(self, after: "_ManifestEntry") -> None:
         """Raise a `RowError` if this row cannot go on with the rows of its key before it."""
+        own = self.columns.key_in_words(self.key)
         if (self.shown and after.shown and self.shown != after.shown) or self.group != after.group:
-            detail = f"the row before has key {self.key!r} with another image or group"
+            detail = f"the row before has {own} with another image or group; give each item a key of its own"
             if self.image == after.image and self.group == after.group:
-                detail = f"the row before has key {self.key!r} with another picture; name a column of keys with --key"
+                detail = f"the row before has {own} with another picture; name a column of keys with --key"
             raise RowError(Reason.KEY_DUPLICATE, detail)
         if not set(self.texts).isdisjoint(after.texts):
-            raise RowError(Reason.KEY_DUPLICATE, f"an earlier row has key {self.key!r} and the same caption")
+            raise RowError(Reason.KEY_DUPLICATE, f"an earlier row has {own} and the same caption")
         if len(after.captions) + len(self.captions) > MOST_CAPTIONS:
-            raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
+            raise RowError(Reason.KEY_DUPLICATE, _too_many(self.columns, self.key))
         if not self.captions:
             detail = (
-                f"expected a caption in {self.columns.captions_in_words}: the row before has key {self.key!r} too, and "
+                f"expected a caption in {self.columns.captions_in_words}: the row before has {own} too, and "
                 "further rows of a key add captions"
             )
             raise RowError(Reason.CAPTION_EMPTY, printable(detail))
@@ -299,6 +300,10 @@ class _ManifestEntry:
             captions=earlier.captions + self.captions,
             payload=earlier.payload if earlier.image else self.payload,
         )
+
+
+def _too_many(columns: Columns, key: str) -> str:
+    return f"{columns.key_in_words(key)} has more than {MOST_CAPTIONS} captions"
 
 
 def _checked(caption: Any, columns: Sequence[str]) -> str | RowError:

@@ -106,5 +106,8 @@ def duplicate(item: Item) -> Reject:
             "because those of one key must follow each other, or name a column of other keys with --key"
         )
     else:
-        detail = f"the corpus has {item.modality} key {item.key!r} before; make keys unique"
+        detail = (
+            f"the corpus has {item.modality} key {item.key!r} before; make keys unique, or name a column of others "
+            "with --key"
+        )
     return reject_of(item, "read", Reason.KEY_DUPLICATE, detail)

@@ -246,3 +246,19 @@ def test_no_reject_of_a_manifest_speaks_python(tmp_path: Path, row: dict[str, An
     except CorpusError as error:  # of the encoding of the whole file
         said = [str(error)]
     assert [detail for detail in said if PYTHON.search(detail)] == []
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ("1;b.png;two", "give each item a key of its own"),
+        ("1;a.png;one", "the same caption"),
+        ("1;a.png;", "a caption"),
+    ],
+)
+def test_a_reject_of_a_key_names_the_column_of_the_user(second: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "shop.csv"
+    path.write_text(f"sku;photo;title\n1;a.png;one\n{second}\n")
+    (reject,) = rejects(open_corpus(path, key="sku", image="photo", caption=["title"]))
+    assert "key '1' (column 'sku')" in reject.detail
+    assert says in reject.detail
