@@ -12,7 +12,7 @@ Methods import what they call: `status` reads SQL, and must not load numpy, pyar
 templates. It takes half the time for that.
 """
 
-import secrets
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -527,7 +527,7 @@ class Home:
             self.provenance,
             self.store,
             collection,
-            seed=secrets.randbelow(2**32) if seed is None else seed,
+            seed=int.from_bytes(os.urandom(4)) if seed is None else seed,
             full=full,
             device=self.settings.device,
         )

@@ -25,14 +25,21 @@ def prose_lines(sentence: str, stream: TextIO, *, first: str = "", rest: str = "
     ]
 
 
+def cell_len(text: str) -> int:
+    """Return how many cells of a terminal a line takes; without control characters, ASCII takes one each."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # rich takes long to import, and most lines are ASCII
+
+    return cell_len(text)
+
+
 def wrap(words: Iterable[str], width: int) -> list[str]:
     """Join words with blanks to lines of `width` cells at most, unless one word is longer.
 
     >>> wrap(["a", "red", "heart"], 5)
     ['a red', 'heart']
     """
-    from rich.cells import cell_len  # loads what most sentences do not need
-
     lines: list[str] = []
     used = 0
     for word in words:

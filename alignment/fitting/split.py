@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from alignment.arrow import look_for_pandas
 from alignment.errors import FitError
 from alignment.fitting.stored import ShardParts, StoredEmbeddings, StoredVectors, in_order_of_images, refuse
 from alignment.modality import MODALITIES, Modality
@@ -75,6 +76,7 @@ class Identities:
                     found.append(prefixes(table.column("content_sha256").to_pylist()))
             contents[modality] = np.concatenate(found)
             counts.append(len(contents[modality]))
+        look_for_pandas()
         codes, is_held_out = _numbered(pa.chunked_array(names, pa.large_string()), hold_out)
         del names
         pa.default_memory_pool().release_unused()

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alignment.arrow import look_for_pandas
 from alignment.durable import write_durably
 from alignment.errors import EmbeddingSetError, VectorError
-from alignment.interrupts import uninterrupted
 from alignment.modality import Modality
 from alignment.object_storage import as_remote, is_remote
 from alignment.sets.cards import Dtype
@@ -32,10 +32,6 @@ PARQUET: Mapping[str, Any] = {
     "write_statistics": list(IDENTITY),
     "write_page_checksum": True,
 }
-
-# At its first conversion, pyarrow tries to import pandas, and loses a Ctrl-C that comes meanwhile.
-with uninterrupted():
-    pa.array([0.0]).to_numpy(zero_copy_only=False)
 
 
 def shard_paths(directory: Path, modality: Modality) -> list[Path]:
@@ -178,8 +174,11 @@ def vectors_of(table: pa.Table | pa.RecordBatch) -> FloatArray:
     vectors = table.column("vector")
     if isinstance(vectors, pa.ChunkedArray):
         vectors = vectors.combine_chunks()
-    flat: FloatArray = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return flat.reshape(-1, vectors.type.list_size)
+    dim = vectors.type.list_size
+    numbers = vectors.values.slice(vectors.offset * dim, len(vectors) * dim)  # `flatten` imports pyarrow.compute
+    read = numbers.to_numpy(zero_copy_only=False) if numbers.null_count else np.from_dlpack(numbers)
+    flat: FloatArray = read.astype(np.float32)
+    return flat.reshape(-1, dim)
 
 
 def table_of(rows: Rows, dtype: Dtype) -> pa.Table:
@@ -196,6 +195,7 @@ def table_of(rows: Rows, dtype: Dtype) -> pa.Table:
             f"{len(overflown)} {rows.modality} vectors, the first of key {rows.keys[overflown[0]]!r}, have values "
             f"beyond the {np.finfo(dtype).max:g} that {dtype} can hold; store float32"
         )
+    look_for_pandas()
     flat = pa.array(stored.reshape(-1))
     columns = [pa.array(column, pa.string()) for column in rows.identity()]
     return pa.table([*columns, pa.FixedSizeListArray.from_arrays(flat, dim)], names=[*IDENTITY, "vector"])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alignment.arrow import look_for_pandas
 from alignment.errors import MeasureError
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
@@ -72,6 +73,7 @@ class PerQuery:
         """Pack as Parquet, which keeps every digit."""
         columns = {f"{part}\0{name}": values for (part, name), values in self.values.items()}
         names = {"key": list(self.keys), "group": list(self.groups), "content": list(self.contents)}
+        look_for_pandas()
         table = pa.table(names | columns)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -84,6 +86,7 @@ class PerQuery:
         Raises:
             KeyError: an older modalign packed it, which kept less of each query.
         """
+        look_for_pandas()
         table = pq.read_table(io.BytesIO(data))
         keys, groups, contents = (table[name].to_pylist() for name in ("key", "group", "content"))
         values = {}

@@ -1,5 +1,6 @@
 """What every command needs: the settings, the home, a question before it deletes, exits, and short forms."""
 
+import gc
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ def load_settings(where: Mapping[str, Any]) -> "Settings":
     """Return the settings, given what `home_options` hands over."""
     from connector.settings import Settings
 
+    if not gc.isenabled():  # the entry point has disabled it
+        gc.freeze()  # what is imported is no garbage
+        gc.enable()
     return Settings.load(**where)
 
 

@@ -7,9 +7,7 @@ names. A word that is longer than the width has a line of its own.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.cells import cell_len
-
-from connector.prose import wrap
+from connector.prose import cell_len, wrap
 from connector.safe_text import for_terminal
 
 GAPS = (3, 2)  # cells between two columns, where there is room for three and where there is not

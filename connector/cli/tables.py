@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignment.plurals import counted
+from connector.cli.table_layout import field_lines, table_lines, text_of
 from connector.progress import say
 from connector.prose import USUAL_WIDTH, prose_lines, terminal_width, wrap
 from connector.provenance.counts import in_words
@@ -248,8 +249,6 @@ def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
     """Print rows with common names as a table on stdout, under a title; see `connector.cli.table_layout`."""
-    from connector.cli.table_layout import table_lines  # rich takes as long to import as all of `--help`
-
     width = table_width()
     _print_title(title)
     head, body = table_lines(list(rows), width, _rule())
@@ -260,8 +259,6 @@ def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
 
 def print_fields(fields: Mapping[str, Any], title: str) -> None:
     """Print names with their values under a title, a pair a line, without empty values."""
-    from connector.cli.table_layout import field_lines, text_of  # as `print_table`
-
     _print_title(title)
     texts = {name: text_of(value) for name, value in fields.items()}
     click.echo("".join(f"{line}\n" for line in field_lines(texts, table_width())))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from alignment.arrow import look_for_pandas
 from alignment.errors import StorageError
 from alignment.modality import Modality
 from alignment.object_storage import RemoteFile, as_remote
@@ -96,6 +97,7 @@ class Vectors:
     @classmethod
     def of_lists(cls, column: pa.Array, dim: int) -> "Vectors":
         """Convert a column of lists of floats to vectors of dimension `dim`; a list of another length is a fault."""
+        look_for_pandas()
         lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
         has_dim = lengths == dim
         flat = column.filter(pa.array(has_dim)).flatten().to_numpy(zero_copy_only=False)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from alignment.durable import write_durably
 from alignment.modality import MODALITIES
@@ -90,10 +89,10 @@ class StagedUnits:
 
 def _rests_on(batch: pa.RecordBatch, known: KnownContents) -> bool:
     """Whether the contents of a batch that have no vector in it are all known."""
-    without = batch.filter(pc.and_(pc.is_valid(batch["sha256"]), pc.is_null(batch["vector"])))
+    columns = (batch["modality"], batch["sha256"], batch["vector"].is_null())
+    rows = [*zip(*(column.to_pylist() for column in columns), strict=True)]
     for modality in MODALITIES:
-        of_modality = without.filter(pc.equal(without["modality"], modality))
-        contents = {content.hex() for content in of_modality["sha256"].to_pylist()}
+        contents = {content.hex() for of, content, without in rows if of == modality and content and without}
         if known.among(modality, sorted(contents)) != contents:
             return False
     return True

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from alignment.arrow import look_for_pandas
 from alignment.vectors import FloatArray
 from connector.corpora.items import Item, PassedOver, Remark
 from connector.encoding.unit_encoder import Content, EncodedItem, Group, Row
@@ -112,6 +113,7 @@ def _why(reject: Reject) -> dict[str, Any]:
 
 
 def _batch(rows: Sequence[dict[str, Any]], vectors: Sequence[FloatArray | None]) -> pa.RecordBatch:
+    look_for_pandas()
     lengths = np.array([0 if vector is None else len(vector) for vector in vectors])
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     held = [vector for vector in vectors if vector is not None]
@@ -126,6 +128,7 @@ def _batch(rows: Sequence[dict[str, Any]], vectors: Sequence[FloatArray | None])
 
 
 def _vectors(column: pa.ListArray) -> Iterator[FloatArray | None]:
+    look_for_pandas()
     values = column.values.to_numpy()
     offsets = column.offsets.to_numpy()
     present = column.is_valid().to_numpy(zero_copy_only=False)

@@ -12,6 +12,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from typing_extensions import override
 
+from alignment.arrow import look_for_pandas
 from alignment.errors import EmbeddingSetError
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.embedding_set import EmbeddingSet
@@ -84,6 +85,7 @@ class _SetSource(Datasource):
 
 def _tables(shards: Sequence[tuple[Modality, Path]], *, tensor: bool) -> Iterator[pa.Table]:
     """Read shards one after the other, as tables in the layout of `read_set`."""
+    look_for_pandas()
     for modality, shard in shards:
         table = read_columns(shard, [*IDENTITY, "vector"])
         vectors = table.column("vector").combine_chunks()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
+from alignment.arrow import look_for_pandas
 from alignment.durable import write_durably
 from alignment.modality import MODALITIES, Modality
 from alignment.names import did_you_mean
@@ -83,6 +84,7 @@ def staged(table: pa.Table, dims: Mapping[Modality, int]) -> pa.Table:
         others = batch.select([name for name in batch.schema.names if name != "vector"])
         for number, record in enumerate(records(others)):
             rows += _checked(record, number, vectors)
+    look_for_pandas()
     return pa.Table.from_pylist(rows, STAGED)
 
 

@@ -126,6 +126,7 @@ SEARCH_FIELDS = ("oversampling", "rescore")
 CHANGEABLE_FIELDS = ("caption_payload",)
 ENGINE_FIELDS = tuple(name for name in FIELDS if name not in (*SEARCH_FIELDS, *CHANGEABLE_FIELDS))
 BOUNDS = bounds_of(Layout)
+USUAL: Mapping[str, Any] = {name: getattr(Layout(), name) for name in FIELDS}
 
 
 def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[str, Any]:
@@ -139,11 +140,13 @@ def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[s
     >>> checked_layout({"m": 32, "quantization": None})
     {'m': 32}
     """
-    from pydantic import TypeAdapter, ValidationError  # takes a while, and --help needs no more than FIELDS
-
     given = {name: value for name, value in options.items() if value is not None}
     if unknown := sorted(given.keys() - set(FIELDS)):
         raise SettingsError(f"{source}: unknown setting {', '.join(unknown)}; known are {', '.join(FIELDS)}")
+    if all(_is_usual(name, value) for name, value in given.items()):
+        return given
+    from pydantic import TypeAdapter, ValidationError  # takes a while, and most releases have the usual settings
+
     try:
         # As JSON, of which a strict reader makes a dataclass; what JSON has no word for is then a text too many.
         TypeAdapter(Layout).validate_json(json.dumps(given, default=str))
@@ -152,6 +155,13 @@ def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[s
     if "payload_indexes" in given:
         given["payload_indexes"] = {canonical_path(name): kind for name, kind in given["payload_indexes"].items()}
     return given
+
+
+def _is_usual(name: str, value: Any) -> bool:
+    """Whether a setting is what it is where nobody chooses: valid, whatever the others are."""
+    if name == "payload_indexes":
+        return type(value) is dict and all(field in OWN_FIELDS and kind == "keyword" for field, kind in value.items())
+    return type(value) is type(USUAL[name]) and bool(value == USUAL[name])
 
 
 def _sentence(error: Any) -> str:
