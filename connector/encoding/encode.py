@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from pathlib import PurePath
 from typing import Self
 
-from alignment.modality import Modality
+from alignment.modality import MODALITIES, Modality
 from alignment.plurals import counted, plural
 from alignment.sets.writer import SetWriter
 from connector.corpora.items import Corpus, PassedOver, Remark, reached, summed
@@ -152,9 +152,10 @@ class Encoding:
         self._sinks = {modality: self._sink(modality, encoder) for modality, encoder in self._encoders.items()}
         seen_any, position = False, 0
         for group in self._groups(pipeline):
+            first_times = self._first_times(group)
             for row in group:
                 seen_any = seen_any or not isinstance(row, PassedOver | Remark)
-                self._take(row)
+                self._take(row, first_times)
             for sink in self._sinks.values():
                 sink.end_group()
             read = max((reached(row.item if isinstance(row, EncodedItem) else row) for row in group), default=0)
@@ -273,7 +274,13 @@ class Encoding:
             self._texts_changed |= modality == "text"
         return {shard for _, shard in superseded.keys() | pruned.keys()}
 
-    def _take(self, row: Row) -> None:
+    def _first_times(self, group: Group) -> dict[Modality, Iterator[bool]]:
+        """Mark the keys of a group as seen; return of each item, in order by modality, whether its key is a new one."""
+        items = [row.item for row in group if isinstance(row, EncodedItem)]
+        keys = {modality: [item.key for item in items if item.modality == modality] for modality in MODALITIES}
+        return {modality: iter(self._index.first_times(modality, own)) for modality, own in keys.items()}
+
+    def _take(self, row: Row, first_times: Mapping[Modality, Iterator[bool]]) -> None:
         """Record a reject, a remark or a file that is passed over, or pass an item to the sink of its modality."""
         if isinstance(row, Remark):
             self._remarks.append(row)
@@ -285,12 +292,11 @@ class Encoding:
                 self._unread(f"{row.source}, row {row.position}" if row.position else row.source)
             self._run.reject(row)
         else:
-            self._take_item(row)
+            self._take_item(row, next(first_times[row.item.modality]))
 
-    def _take_item(self, row: EncodedItem) -> None:
+    def _take_item(self, row: EncodedItem, first_time: bool) -> None:
         item = row.item
         self._met.add(item.modality)
-        first_time = self._index.first_time(item.modality, item.key)
         if row.content is None:  # the corpus holds it, although this pass leaves it out
             self._run.counts["left_out"] += 1
             self._left_out[item.modality] += 1
@@ -301,7 +307,7 @@ class Encoding:
         elif isinstance(row.content, Reject):
             self._run.reject(row.content)
         else:
-            self._sinks[item.modality].take(item, row.payload, row.content)
+            self._sinks[item.modality].take(row, row.content)
 
     def _pass_over(self, entry: PassedOver) -> None:
         if entry.may_hide:

@@ -41,7 +41,8 @@ class RefusedVectors:
         """Write what is new, and not in the set."""
         folder, dtype = self._writer.path / REFUSED, self._writer.card.dtype
         for modality, new in self._new.items():
-            contents = [content for content in new if not self._index.holds(modality, content)]
+            held = self._index.held_contents(modality, list(new))
+            contents = [content for content in new if content not in held]
             if not contents:
                 continue
             items, payloads, stacked = zip(*(new[content] for content in contents), strict=True)

@@ -15,7 +15,7 @@ from connector.encoding.encoders import Encoder
 from connector.encoding.preparation import reject_of
 from connector.encoding.set_index import SetIndex
 from connector.encoding.truncation import is_truncated
-from connector.encoding.unit_encoder import Content
+from connector.encoding.unit_encoder import Content, EncodedItem
 from connector.provenance.runs import Run
 from connector.rejects import Reason
 
@@ -54,38 +54,21 @@ class RowSink:
     none_truncated: bool
     rows_written: int = 0
     truncated_rows: int | None = 0
-    _group: list["_NewRow"] = field(default_factory=list)
+    _taken: list[tuple[EncodedItem, Content]] = field(default_factory=list)
     _rows: list[Rows] = field(default_factory=list)
 
-    def take(self, item: Item, payload: str, content: Content) -> None:
-        """Skip an unchanged item; otherwise find its vector in the set, or take the worker's."""
-        stored = self.index.find_key(self.modality, item.key)
-        if stored and stored.matches(content.sha256, item.group, payload):
-            self.run.count("already_in_set", 1)
-            return
-        held = self.index.find_vector(self.modality, content.sha256)
-        in_set = held is not None
-        if held is None and content.vector is None:
-            held = self.index.find_refused(self.modality, content.sha256)
-        vector = content.vector if held is None else held
-        if vector is None:
-            raise EmbeddingSetError(
-                f"embedding set {self.writer.path} has lost the vector of {self.modality} {item.key!r} while it was "
-                "written; run the same command again"
-            )
-        truncated = content.truncated
-        if content.vector is None and isinstance(item.content, str):
-            truncated = False if self.none_truncated and in_set else is_truncated(self.encoder, item.content)
-        if truncated:
-            self.run.count("truncated", 1)
-        reused = held is not None or content.copied
-        self._group.append(_NewRow(item, payload, content.sha256, vector, truncated, reused))
+    def take(self, item: EncodedItem, content: Content) -> None:
+        """Take an item that this pass meets for the first time."""
+        self._taken.append((item, content))
 
     def end_group(self) -> None:
-        """Check the vectors of the rows taken since the last call; write a shard if there are enough of them."""
-        if not self._group:
+        """Skip what is unchanged of the items taken since the last call, and check the vectors of the others.
+
+        Writes a shard if there are enough of them.
+        """
+        rows = self._new_rows()
+        if not rows:
             return
-        rows, self._group = self._group, []
         vectors = np.stack([row.vector for row in rows])
         dtype = self.writer.card.dtype
         invalid = {**rows_lost_in(vectors, dtype), **invalid_rows(vectors)}
@@ -104,6 +87,38 @@ class RowSink:
             self._rows.append(_rows(self.modality, [rows[number] for number in valid], vectors[valid]))
         if sum(map(len, self._rows)) >= self.shard_rows:
             self.write()
+
+    def _new_rows(self) -> list["_NewRow"]:
+        """Return the items that are new or changed, each with the vector that the set holds of its content, if any."""
+        taken, self._taken = self._taken, []
+        stored = self.index.find_keys(self.modality, [row.item.key for row, _ in taken])
+        new = [
+            (row, content)
+            for row, content in taken
+            if (found := stored.get(row.item.key)) is None
+            or not found.matches(content.sha256, row.item.group, row.payload)
+        ]
+        if unchanged := len(taken) - len(new):
+            self.run.count("already_in_set", unchanged)
+        held = self.index.find_vectors(self.modality, [content.sha256 for _, content in new])
+        return [self._new_row(row.item, row.payload, content, held.get(content.sha256)) for row, content in new]
+
+    def _new_row(self, item: Item, payload: str, content: Content, held: FloatArray | None) -> "_NewRow":
+        in_set = held is not None
+        if held is None and content.vector is None:
+            held = self.index.find_refused(self.modality, content.sha256)
+        vector = content.vector if held is None else held
+        if vector is None:
+            raise EmbeddingSetError(
+                f"embedding set {self.writer.path} has lost the vector of {self.modality} {item.key!r} while it was "
+                "written; run the same command again"
+            )
+        truncated = content.truncated
+        if content.vector is None and isinstance(item.content, str):
+            truncated = False if self.none_truncated and in_set else is_truncated(self.encoder, item.content)
+        if truncated:
+            self.run.count("truncated", 1)
+        return _NewRow(item, payload, content.sha256, vector, truncated, held is not None or content.copied)
 
     def write(self) -> None:
         """Write the rows that are left as a shard."""

@@ -1,13 +1,13 @@
 """An index of the rows of an embedding set, so that no content is encoded twice."""
 
 import hashlib
-import json
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
 from connector.encoding.known_contents import DIGEST, Digests, KnownContents, digests
 
+CACHE_KB = 1 << 16  # of the index, in memory
+LOOKED_UP_AT_ONCE = 256
+# Without INDEXED BY, SQLite uses the primary key and reads every row of the modality.
+HELD_BY_CONTENT = "current AS held INDEXED BY by_content"
 REFUSED = ".refused"  # folder of a set, see `connector.encoding.refused_vectors`
 
 
@@ -43,46 +47,49 @@ class Gone:
 class StoredRow:
     """A row of the set: the hash of its content, and the hash of its group and payload."""
 
-    content_sha256: str
+    content_sha256: bytes
     description: bytes
 
     def matches(self, content_sha256: str, group: str, payload: str) -> bool:
         """Whether an item equals this row."""
-        return (content_sha256, _description(group, payload)) == (self.content_sha256, self.description)
+        return (bytes.fromhex(content_sha256), _description(group, payload)) == (self.content_sha256, self.description)
 
 
 class SetIndex:
     """Rows of the set by key and by content hash, and the keys that this pass has seen.
 
     The index is a temporary SQLite file that goes with the process: memory is bounded at any corpus size, and a kill
-    leaves nothing to repair.
+    leaves nothing to repair. Many keys or contents are looked up by one statement, because each statement costs as much
+    as several rows.
 
     Attributes:
-        known: the contents that there were vectors of before the pass, in the set or of refused items. `find_vector` or
-            `find_refused` finds them until the pass ends.
+        known: the contents that there were vectors of before the pass, in the set or of refused items. `find_vectors`
+            or `find_refused` finds them until the pass ends.
     """
 
     def __init__(self, writer: SetWriter):
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._database.executescript(
-            """
+            f"""
             PRAGMA journal_mode = OFF;
             PRAGMA synchronous = OFF;
+            PRAGMA cache_size = -{CACHE_KB};
             CREATE TABLE current (
-                modality TEXT, key TEXT, content TEXT, description BLOB, shard TEXT, row INTEGER,
+                modality TEXT, key TEXT, content BLOB, description BLOB, shard INTEGER, row INTEGER,
                 PRIMARY KEY (modality, key)
             ) WITHOUT ROWID;
             CREATE INDEX by_content ON current (modality, content, shard, row);
-            CREATE TABLE superseded (modality TEXT, content TEXT, shard TEXT, row INTEGER);
-            CREATE INDEX superseded_by_content ON superseded (modality, content);
+            CREATE TABLE superseded (modality TEXT, content BLOB, shard INTEGER, row INTEGER);
+            CREATE INDEX superseded_by_content ON superseded (modality, content, shard, row);
             CREATE TABLE seen (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
             CREATE TABLE refused (
-                modality TEXT, content TEXT, shard TEXT, row INTEGER, again INTEGER, PRIMARY KEY (modality, content)
+                modality TEXT, content BLOB, shard INTEGER, row INTEGER, again INTEGER, PRIMARY KEY (modality, content)
             ) WITHOUT ROWID;
             """
         )
         self._directory = writer.path
-        self._cached: tuple[tuple[Modality, str], FloatArray] | None = None
+        self._shards: list[str] = []  # their names, by number
+        self._cached: tuple[tuple[Modality, int], FloatArray] | None = None
         self.known = KnownContents({modality: self._read(writer, modality) for modality in MODALITIES})
         count = "SELECT modality, count(*) FROM current GROUP BY modality"
         self._rows_before: dict[Modality, int] = dict(self._database.execute(count))
@@ -115,84 +122,120 @@ class SetIndex:
         return self._insert(rows.modality, shard.name, list(identity))
 
     def _insert(self, modality: Modality, shard: str, identity: Sequence[tuple[str, str, str, str]]) -> bool:
+        number = len(self._shards)
+        self._shards.append(shard)
+        superseded = self._among(
+            "SELECT key, content, shard, row FROM current WHERE modality = ? AND key IN (VALUES {})",
+            modality,
+            [key for key, *_ in identity],
+        )
         self._database.execute("BEGIN")
-        superseding = self._database.executemany(
-            "INSERT INTO superseded SELECT modality, content, shard, row FROM current WHERE modality = ? AND key = ?",
-            ((modality, key) for key, *_ in identity),
+        self._database.executemany(
+            "INSERT INTO superseded VALUES (?, ?, ?, ?)", ((modality, *place) for _, *place in superseded)
         )
         self._database.executemany(
             "INSERT OR REPLACE INTO current VALUES (?, ?, ?, ?, ?, ?)",
             (
-                (modality, key, content, _description(group, payload), shard, row)
+                (modality, key, bytes.fromhex(content), _description(group, payload), number, row)
                 for row, (key, group, content, payload) in enumerate(identity)
             ),
         )
         self._database.execute("COMMIT")
-        return superseding.rowcount == 0
+        return not superseded
 
-    def first_time(self, modality: Modality, key: str) -> bool:
-        """Mark `key` as seen by this pass; return False if it was seen before."""
-        return bool(self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (modality, key)).rowcount)
+    def _among(self, query: str, modality: Modality, values: Sequence[str | bytes]) -> list[tuple[Any, ...]]:
+        """Return the rows of a query about a modality and values, which stand in the place of `{}`."""
+        found: list[tuple[Any, ...]] = []
+        for start in range(0, len(values), LOOKED_UP_AT_ONCE):
+            asked = values[start : start + LOOKED_UP_AT_ONCE]
+            found += self._database.execute(query.format(", ".join(["(?)"] * len(asked))), (modality, *asked))
+        return found
 
-    def find_key(self, modality: Modality, key: str) -> StoredRow | None:
-        """Return the row with this key."""
-        query = "SELECT content, description FROM current WHERE modality = ? AND key = ?"
-        columns = self._database.execute(query, (modality, key)).fetchone()
-        return StoredRow(*columns) if columns else None
+    def first_times(self, modality: Modality, keys: Sequence[str]) -> list[bool]:
+        """Mark keys as seen by this pass; return of each whether it was not seen before, by itself among them too."""
+        if not keys:
+            return []
+        seen = "SELECT key FROM seen WHERE modality = ? AND key IN (VALUES {})"
+        met = {key for (key,) in self._among(seen, modality, keys)}
+        first = []
+        for key in keys:
+            first.append(key not in met)
+            met.add(key)
+        self._database.execute("BEGIN")
+        new = ((modality, key) for key, is_first in zip(keys, first, strict=True) if is_first)
+        self._database.executemany("INSERT INTO seen VALUES (?, ?)", new)
+        self._database.execute("COMMIT")
+        return first
 
-    def find_vector(self, modality: Modality, content_sha256: str) -> FloatArray | None:
-        """Return the vector (d,) of this content, or None if the set holds none.
+    def find_keys(self, modality: Modality, keys: Sequence[str]) -> dict[str, StoredRow]:
+        """Return the rows with these keys, by key."""
+        query = "SELECT key, content, description FROM current WHERE modality = ? AND key IN (VALUES {})"
+        return {key: StoredRow(*row) for key, *row in self._among(query, modality, keys)}
+
+    def find_vectors(self, modality: Modality, contents: Sequence[str]) -> dict[str, FloatArray]:
+        """Return the vectors (d,) of those contents, by SHA-256, that the set holds one of.
 
         Rows that are superseded have theirs until `Encoding.finish` drops them.
         """
-        place = self._place(modality, content_sha256)
-        if place is None:
-            query = "SELECT shard, row FROM superseded WHERE modality = ? AND content = ? LIMIT 1"
-            place = self._database.execute(query, (modality, content_sha256)).fetchone()
-        return self._vector(modality, place) if place else None
+        places = self._places("superseded AS held INDEXED BY superseded_by_content", modality, contents)
+        places |= self._places(HELD_BY_CONTENT, modality, contents)
+        by_shard = sorted((*place, content) for content, place in places.items())
+        return {content: self._vectors(modality, shard)[row].copy() for shard, row, content in by_shard}
 
-    def holds(self, modality: Modality, content_sha256: str) -> bool:
-        """Whether a row of the set has this content."""
-        return self._place(modality, content_sha256) is not None
+    def held_contents(self, modality: Modality, contents: Sequence[str]) -> set[str]:
+        """Return those of some contents, by SHA-256, that a row of the set has."""
+        return {*self._places(HELD_BY_CONTENT, modality, contents)}
 
-    def _place(self, modality: Modality, content_sha256: str) -> tuple[str, int] | None:
-        # Without INDEXED BY, SQLite uses the primary key and reads every row of the modality.
-        query = """
-            SELECT shard, row FROM current INDEXED BY by_content WHERE modality = ? AND content = ?
-            ORDER BY shard, row LIMIT 1
+    def _places(self, table: str, modality: Modality, contents: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return the first shard and row of those contents that a table has. Each content is looked up apart.
+
+        There may be a million rows of one.
         """
-        place: tuple[str, int] | None = self._database.execute(query, (modality, content_sha256)).fetchone()
-        return place
+        query = f"""
+            WITH asked (modality, content) AS (SELECT ?, column1 FROM (VALUES {{}}))
+            SELECT content, (
+                SELECT shard || ' ' || row FROM {table}
+                WHERE held.modality = asked.modality AND held.content = asked.content
+                ORDER BY shard, row LIMIT 1
+            ) FROM asked
+        """
+        found = self._among(query, modality, list({bytes.fromhex(content) for content in contents}))
+        places = ((content, place.split()) for content, place in found if place)
+        return {content.hex(): (int(shard), int(row)) for content, (shard, row) in places}
 
-    def _vector(self, modality: Modality, place: tuple[str, int]) -> FloatArray:
-        shard, row = place
+    def _vectors(self, modality: Modality, shard: int) -> FloatArray:
         if self._cached is None or self._cached[0] != (modality, shard):
-            self._cached = (modality, shard), read_shard(self._directory / shard, modality).vectors
-        vector: FloatArray = self._cached[1][row].copy()
-        return vector
+            self._cached = (modality, shard), read_shard(self._directory / self._shards[shard], modality).vectors
+        return self._cached[1]
 
     def add_refused(self, shard: Path, modality: Modality, contents: Sequence[str], *, again: bool) -> None:
         """Add a shard of refused items; `again`: this pass has refused them."""
-        name = f"{REFUSED}/{shard.name}"
-        rows = ((modality, content, name, row, again) for row, content in enumerate(contents))
+        number = len(self._shards)
+        self._shards.append(f"{REFUSED}/{shard.name}")
+        rows = ((modality, bytes.fromhex(content), number, row, again) for row, content in enumerate(contents))
         self._database.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?, ?)", rows)
 
     def refuse(self, modality: Modality, content_sha256: str) -> bool:
         """Note that this pass refuses an item of this content; return whether there is a vector of a refused one."""
         statement = "UPDATE refused SET again = 1 WHERE modality = ? AND content = ?"
-        return bool(self._database.execute(statement, (modality, content_sha256)).rowcount)
+        return bool(self._database.execute(statement, (modality, bytes.fromhex(content_sha256))).rowcount)
 
     def find_refused(self, modality: Modality, content_sha256: str) -> FloatArray | None:
         """Return the vector (d,) of a refused item of this content, or None if none is kept."""
         query = "SELECT shard, row FROM refused WHERE modality = ? AND content = ?"
-        place = self._database.execute(query, (modality, content_sha256)).fetchone()
-        return self._vector(modality, place) if place else None
+        place = self._database.execute(query, (modality, bytes.fromhex(content_sha256))).fetchone()
+        if place is None:
+            return None
+        shard, row = place
+        vector: FloatArray = self._vectors(modality, shard)[row].copy()
+        return vector
 
     def not_refused(self, modality: Modality) -> dict[str, set[int]]:
         """Return, by shard, the rows of refused items of a modality that this pass has not refused."""
         query = "SELECT shard, row FROM refused WHERE modality = ? AND NOT again ORDER BY shard"
         rows = self._database.execute(query, (modality,))
-        return {shard: {row for _, row in of_shard} for shard, of_shard in groupby(rows, key=lambda row: row[0])}
+        by_shard = groupby(rows, key=lambda row: row[0])
+        return {self._shards[shard]: {row for _, row in of_shard} for shard, of_shard in by_shard}
 
     def held(self, modality: Modality) -> int:
         """Return how many rows of a modality the set held before the pass."""
@@ -201,7 +244,8 @@ class SetIndex:
     def superseded(self) -> dict[tuple[Modality, str], set[int]]:
         """Return, by modality and shard, the rows that newer rows of the same keys supersede."""
         query = "SELECT modality, shard, group_concat(row) FROM superseded GROUP BY modality, shard"
-        return {(m, shard): set(map(int, rows.split(","))) for m, shard, rows in self._database.execute(query)}
+        found = self._database.execute(query)
+        return {(m, self._shards[shard]): set(map(int, rows.split(","))) for m, shard, rows in found}
 
     def unseen(self) -> dict[Modality, Gone]:
         """Count the rows whose keys this pass has not seen, by modality; one without such rows has no entry."""
@@ -219,7 +263,7 @@ class SetIndex:
         """
         rows = self._database.execute(query)
         for (modality, shard), of_shard in groupby(rows, key=lambda row: (row[0], row[1])):
-            yield modality, shard, {row: key for _, _, row, key in of_shard}
+            yield modality, self._shards[shard], {row: key for _, _, row, key in of_shard}
 
     def close(self) -> None:
         """Remove the index."""
@@ -227,4 +271,4 @@ class SetIndex:
 
 
 def _description(group: str, payload: str) -> bytes:
-    return hashlib.sha256(json.dumps([group, payload]).encode()).digest()
+    return hashlib.blake2b(f"{len(group)} {group}{payload}".encode(), digest_size=16).digest()

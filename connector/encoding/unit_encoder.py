@@ -7,7 +7,7 @@ end where a unit ends, because a model may compute the last digits of a vector o
 
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from typing import Any
 from alignment.modality import Modality
 from alignment.object_storage import is_remote
 from alignment.vectors import FloatArray
-from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.known_contents import KnownContents
 from connector.encoding.pipeline import Pipeline
@@ -67,6 +67,8 @@ class EncodedItem:
     content: Content | Reject | None
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+
 Row = EncodedItem | Reject | PassedOver | Remark
 Group = list[Row]
 Window = list[tuple[Entry, Prepared | Reject | None]]
@@ -102,9 +104,21 @@ class UnitEncoder:
                 stream = unit.with_captions()
                 met: set[tuple[Modality, str]] = set()
                 while window := _take_window(stream, self._batch_items):
-                    contents = threads.map(self._read, window, [_is_met(entry, met) for entry in window])
-                    yield list(zip(window, contents, strict=True))
+                    yield list(zip(window, self._contents(window, met, threads), strict=True))
                 yield []
+
+    def _contents(
+        self, window: Sequence[Entry], met: set[tuple[Modality, str]], threads: ThreadPoolExecutor
+    ) -> Iterator[Prepared | Reject | None]:
+        """Read, hash and prepare the entries of a window: files in threads, and here what takes less than a thread."""
+        again = [_is_met(entry, met) for entry in window]
+        files = {
+            place: threads.submit(self._read, entry, again[place])
+            for place, entry in enumerate(window)
+            if isinstance(entry, Item) and not isinstance(entry.content, str | Vector)
+        }
+        for place, entry in enumerate(window):
+            yield files[place].result() if place in files else self._read(entry, again[place])
 
     def _read(self, entry: Entry, again: bool) -> Prepared | Reject | None:
         if again and isinstance(entry, Item) and entry.modality in self._encoders:
@@ -194,7 +208,9 @@ class _Batch:
         if self._inputs:
             vectors = self.encoder.embed(self.modality, self._inputs)
             for (place, content), vector in zip(self._waiting, vectors, strict=True):
-                self._items[place] = replace(self._items[place], content=replace(content, vector=vector))
+                waiting = self._items[place]
+                embedded = Content(content.sha256, vector, content.copied, content.truncated)
+                self._items[place] = EncodedItem(waiting.item, waiting.payload, embedded)
                 self._recent[content.sha256] = vector
             while len(self._recent) > RECENT_CONTENTS:
                 self._recent.popitem(last=False)
@@ -220,7 +236,7 @@ def _is_met(entry: Entry, met: set[tuple[Modality, str]]) -> bool:
 
 
 def _encoded(item: Item, content: Content | Reject | None) -> EncodedItem:
-    payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
+    payload = _to_json(item.payload)
     if not isinstance(item.content, str):
         item = replace(item, content="")  # the bytes of an image are needed no more
     return EncodedItem(item, payload, content)
