@@ -9,6 +9,11 @@ Engines differ in conditions that have another of the same meaning:
 
 What an index would answer wrongly stands in two negations: nothing asks an index for the inside of `must_not`, so the
 engine tests each point.
+
+The engine takes the points that indexes, or ids, name for one clause of a filter, and tests them against the filter
+unless each condition of it is one of that clause. So it takes `must_not` for met where its conditions stand in another
+clause: of `should` red or blue and `must_not` blue, blue points are found. A filter of several clauses stands in the
+`must` of another one, whose only condition then is the filter: every point is tested against it.
 """
 
 import math
@@ -22,14 +27,21 @@ if TYPE_CHECKING:
 EARTH_METRES = 6_371_008.8  # the engine's mean radius
 
 
-def lowered(filter: "Filter", *, in_element: bool = False) -> "Filter":
+def lowered(filter: "Filter") -> "Filter":
     """Return a checked filter as every store takes it alike.
 
     Args:
         filter: which `connector.stores.filters.check_filter` has passed.
-        in_element: it is on the elements of a list.
     """
     from qdrant_client import models  # takes a second, and whoever has a filter has imported it
+
+    result = _lowered_filter(filter, in_element=False)
+    clauses = [clause for clause in (filter.must, filter.should, filter.must_not) if clause]
+    return models.Filter(must=[result]) if filter.min_should or len(clauses) > 1 else result
+
+
+def _lowered_filter(filter: "Filter", *, in_element: bool) -> "Filter":
+    from qdrant_client import models
 
     def conditions(clause: Any) -> "list[Condition] | None":
         if clause is None:
@@ -51,9 +63,9 @@ def _lowered(condition: "Condition", in_element: bool) -> "Condition":
     result = condition
     match condition:
         case models.Filter():
-            result = lowered(condition, in_element=in_element)
+            result = _lowered_filter(condition, in_element=in_element)
         case models.NestedCondition(nested=nested):
-            inner = lowered(nested.filter, in_element=True)
+            inner = _lowered_filter(nested.filter, in_element=True)
             result = models.NestedCondition(nested=models.Nested(key=nested.key, filter=inner))
         case models.IsNullCondition():
             result = models.FieldCondition(key=condition.is_null.key, is_null=True)

@@ -120,6 +120,20 @@ FILTERS: dict[str, tuple[models.Filter, list[int]]] = {
     "has id": (must(models.HasIdCondition(has_id=[ids(1)[0], ids(4)[3], ids(12)[11]])), [0, 3]),
     "has id as UUID": (must(models.HasIdCondition(has_id=[UUID(ids(1)[0])])), [0]),
     "has id of none": (must(models.HasIdCondition(has_id=[])), []),
+    "has id, and not": (
+        models.Filter(must=[models.HasIdCondition(has_id=ids(1))], must_not=[models.HasIdCondition(has_id=ids(1))]),
+        [],
+    ),
+    "one of two, and not one of them": (
+        models.Filter(should=[equals("lang", "en"), equals("n", 1)], must_not=[equals("n", 1)]),
+        [0, 5],
+    ),
+    "two of three, of which two are one": (
+        models.Filter(
+            min_should=models.MinShould(conditions=[equals("n", 1), equals("lang", "en"), equals("n", 1)], min_count=2)
+        ),
+        [1, 6],
+    ),
     "has vector": (must(models.HasVectorCondition(has_vector="other")), [7]),
     "values count": (must(field("tags", values_count=models.ValuesCount(gte=2))), [0, 5]),
     "values count between": (must(field("lang", values_count=models.ValuesCount(gt=0, lte=1))), [0, 1, 2, 6, 7]),

@@ -204,7 +204,10 @@ def _clauses(draw: st.DrawFn, conditions: st.SearchStrategy[Any]) -> models.Filt
 
 @st.composite
 def filters(draw: st.DrawFn, n: int) -> models.Filter:
-    """Filters over `payloads(n)` of points with the ids `ids(n)`, with every condition that all stores have."""
+    """Filters over `payloads(n)` of points with the ids `ids(n)`, with every condition that all stores have.
+
+    Some have one condition in several places, of which engines may think to know the answer.
+    """
     of_parts = _fields([f"parts[].{name}" for name in PART], "parts[].")
     leaves = st.one_of(
         _fields(PATHS),
@@ -216,4 +219,6 @@ def filters(draw: st.DrawFn, n: int) -> models.Filter:
             _clauses(of_parts),
         ),
     )
-    return draw(_clauses(st.recursive(leaves, _clauses, max_leaves=4)))
+    conditions = st.recursive(leaves, _clauses, max_leaves=4)
+    repeated = st.lists(leaves, min_size=1, max_size=2).flatmap(lambda few: _clauses(st.sampled_from(few)))
+    return draw(st.one_of(_clauses(conditions), repeated))

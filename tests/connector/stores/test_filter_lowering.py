@@ -1,5 +1,6 @@
 """Filters rewritten for all engines; that they mean the same is the contract for filters, in tests/support."""
 
+import pytest
 from hypothesis import given, settings
 from qdrant_client import models
 
@@ -31,4 +32,29 @@ def test_what_an_index_answers_rightly_stays_as_it_is() -> None:
             models.FieldCondition(key="b", geo_bounding_box=box),
         ]
     )
+    assert lowered(plain) == plain
+
+
+RED, CHEAP = (models.FieldCondition(key=key, match=models.MatchValue(value=1)) for key in ("red", "cheap"))
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        models.Filter(must=[RED], must_not=[RED]),
+        models.Filter(should=[RED, CHEAP], must_not=[CHEAP]),
+        models.Filter(must=RED, should=CHEAP),
+        models.Filter(min_should=models.MinShould(conditions=[RED, RED, CHEAP], min_count=2)),
+    ],
+)
+def test_a_filter_of_several_clauses_is_one_condition(several: models.Filter) -> None:
+    """So that no clause is taken for the whole filter."""
+    (whole,) = lowered(several).must or ()
+    assert isinstance(whole, models.Filter)
+    assert lowered(models.Filter(must=[several])).must == [whole]
+
+
+@pytest.mark.parametrize("clause", ["must", "should", "must_not"])
+def test_a_filter_of_one_clause_stays_as_it_is(clause: str) -> None:
+    plain = models.Filter(**{clause: [RED, CHEAP]})
     assert lowered(plain) == plain
