@@ -121,7 +121,9 @@ FILTERS: dict[str, tuple[models.Filter, list[int]]] = {
     "has id as UUID": (must(models.HasIdCondition(has_id=[UUID(ids(1)[0])])), [0]),
     "has id of none": (must(models.HasIdCondition(has_id=[])), []),
     "has id, and not": (
-        models.Filter(must=[models.HasIdCondition(has_id=ids(1))], must_not=[models.HasIdCondition(has_id=ids(1))]),
+        models.Filter(
+            must=[models.HasIdCondition(has_id=[*ids(1)])], must_not=[models.HasIdCondition(has_id=[*ids(1)])]
+        ),
         [],
     ),
     "one of two, and not one of them": (
