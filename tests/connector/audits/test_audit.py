@@ -25,6 +25,7 @@ from alignment.retrieval.ranks import (
 )
 from alignment.sets.cards import EncoderCard
 from connector.audits import stages as staged
+from connector.audits.captions import CAPTIONED, PARAPHRASED, UNCAPTIONED
 from connector.audits.measures import MEASURES
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement
@@ -192,8 +193,11 @@ class TestEqualsTheReference:
         assert asked == N + 2 * N
         of_kinds = sum(len(queries.keys) for queries in found.per_kind.values())
         seen = sum(len(queries.keys) for (_, kind), queries in found.per_kind.items() if kind == "seen")
+        assert found.captions is not None
+        asking = (CAPTIONED, PARAPHRASED, UNCAPTIONED)
+        by_caption = sum(kind.queries for kind in found.captions.kinds if kind.kind in asking)
         # All exactly, along the index, and in the gallery; those about seen items exactly and along the index, too.
-        assert sum(done) == 3 * asked + of_kinds + 2 * seen
+        assert sum(done) == 3 * asked + of_kinds + 2 * seen + by_caption
 
 
 class TestHubness:
