@@ -37,6 +37,7 @@ DISTRIBUTIONS = {
     "matplotlib": "matplotlib",
     "numpy": "numpy",
     "open_clip": "open_clip_torch",
+    "orjson": "orjson",
     "ot": "pot",
     "PIL": "pillow",
     "prometheus_client": "prometheus-client",
