@@ -146,8 +146,9 @@ class Parquet(Table):
         within = f"{row.source}/{path or row.position}"
         named = Table.named(self, columns, replace(row, fields={**row.fields, columns.image: within}, picture=content))
         if columns.key == columns.image:
-            by_path = path if self.key else None  # as --key asks for
-            return replace(named, fields={**named.fields, "key": by_path or hashlib.sha256(content).hexdigest()})
+            # A picture without the path that --key asks for has no key: its hash would be another kind of name.
+            key = path if self.key else hashlib.sha256(content).hexdigest()
+            return replace(named, fields={**named.fields, "key": key})
         return named
 
     @override

@@ -184,14 +184,15 @@ def test_pictures_of_one_path_are_told_apart_by_their_bytes(tmp_path: Path) -> N
 
 def test_paths_are_keys_where_they_are_named(tmp_path: Path) -> None:
     images = pa.array(
-        [{"bytes": picture(n), "path": name} for n, name in enumerate(("1.jpg", "2.jpg", "2.jpg"))], IMAGE
+        [{"bytes": picture(n), "path": name} for n, name in enumerate(("1.jpg", "2.jpg", "2.jpg", None))], IMAGE
     )
-    columns = {"image": images, "caption": ["a cat", "a dog", "a fox"]}
+    columns = {"image": images, "caption": ["a cat", "a dog", "a fox", "a cow"]}
     path = write_dataset(tmp_path / "m.parquet", columns, {"image": "Image"})
     entries = list(open_corpus(path, key="image"))
     assert [item.key for item in items(entries)] == ["1.jpg", "1.jpg#0", "2.jpg", "2.jpg#0"]
-    (reject,) = rejects(entries)
-    assert (reject.reason, reject.position, "--key" in reject.detail) == ("key-duplicate", 3, True)
+    twice, nameless = rejects(entries)
+    assert (twice.reason, twice.position, "--key" in twice.detail) == ("key-duplicate", 3, True)
+    assert (nameless.reason, nameless.position, "'image'" in nameless.detail) == ("key-missing", 4, True)
 
 
 @pytest.mark.parametrize("name", [None, "1.jpg"])
