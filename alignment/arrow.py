@@ -11,7 +11,8 @@ from alignment.interrupts import uninterrupted
 def look_for_pandas() -> None:
     """Let pyarrow try to import pandas now.
 
-    It loses a Ctrl-C that comes meanwhile. Reading a shard converts nothing, because pandas takes .4 s to import.
+    It loses a Ctrl-C that comes meanwhile. Reading a shard converts nothing, so that a command that only reads does
+    without pandas, which takes .4 s to import.
     """
     with uninterrupted():
         pa.array([0.0])

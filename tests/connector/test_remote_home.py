@@ -23,8 +23,9 @@ from alignment.sets.cards import SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
-from connector.corpora.items import Unit
+from connector.corpora.items import Item, Unit
 from connector.encoding import loading
+from connector.encoding.set_index import REFUSED
 from connector.encoding.staged_units import StagedUnits
 from connector.encoding.unit_rows import SCHEMA
 from connector.errors import SettingsError
@@ -35,7 +36,9 @@ from connector.provenance.recorder import Provenance
 from connector.reports.output_files import append_line, claim_file, write_file
 from connector.requests import AuditRequest, CompareRequest, DeleteRequest, EncodeRequest, FitRequest, PushRequest
 from connector.settings import Settings
+from tests.support.cut_corpora import Cut
 from tests.support.databases import migrated, postgres_database
+from tests.support.encoding import CountingTexts, encode_with
 from tests.support.errors import raises
 from tests.support.fakes import fake_entry_points, fake_pairs, fake_rows, write_manifest
 from tests.support.faulty_server import FaultyServer, running
@@ -280,6 +283,18 @@ def test_results_of_units_wait_in_the_bucket_and_go(bucket: str) -> None:
     with pytest.raises(FileNotFoundError):
         list(staged.read(unit))
     assert not path.exists()
+
+
+def test_vectors_of_refused_items_are_kept_in_the_bucket_and_go(bucket: str, tmp_path: Path) -> None:
+    path, embedded = located(f"{bucket}/sets/texts"), []
+    first, twin = (Item("text", "a", "a", text, {}, "list", place) for place, text in enumerate(("red", "green"), 1))
+    for entries, sizes in (([first, twin], [1, 1]), ([first, twin], [1, 1]), ([twin], [1])):
+        texts = CountingTexts()
+        encode_with(Cut(tmp_path, entries, sizes), path, {"text": texts}, lock=nullcontext(lambda: None))
+        embedded.append(sum(texts.batches))
+        kept = [shard.name for shard in (path / REFUSED).glob("*")]
+        assert kept == (["text-000000.parquet"] if first in entries else [])
+    assert embedded == [2, 0, 0]
 
 
 def test_a_dataset_is_staged_in_the_bucket_and_leaves_what_a_push_leaves(

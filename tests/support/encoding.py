@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from alignment.modality import Modality
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.sets.writer import SetWriter
+from alignment.sets.writer import SetLock, SetWriter
 from alignment.vectors import FloatArray
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
@@ -60,11 +60,13 @@ class RecordingRun(Run):
         super().reject(refused)
 
 
-def encode_with(corpus: Corpus | Path, path: Path, encoders: Encoders, **options: Any) -> RecordingRun:
+def encode_with(
+    corpus: Corpus | Path, path: Path, encoders: Encoders, *, lock: SetLock | None = None, **options: Any
+) -> RecordingRun:
     read = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     run = RecordingRun()
     cards = {modality: encoder.card for modality, encoder in encoders.items()}
-    with SetWriter(path, corpus="corpus", encoders=cards) as writer:
+    with SetWriter(path, corpus="corpus", encoders=cards, lock=lock) as writer:
         encode(read, writer, encoders, run, **{"batch_items": BATCH, "shard_rows": SHARD, **options})
     return run
 
