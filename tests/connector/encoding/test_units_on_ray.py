@@ -55,7 +55,7 @@ def test_a_machine_that_is_lost_changes_nothing(machines: Cluster, executor: Exe
             lost.append(True)
             machines.remove_node(next(iter(machines.worker_nodes)), allow_graceful=False)
 
-    options = {"executor": executor, "device": "cpu", "advance": lose}
+    options: dict[str, Any] = {"executor": executor, "device": "cpu", "advance": lose}
     run = encode_with(corpus, tmp_path / "ray" / "s", encoders, **options)
     assert lost
     assert files(tmp_path / "ray" / "s") == files(tmp_path / "local" / "s")
