@@ -20,7 +20,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import make_url
 from werkzeug.serving import BaseWSGIServer
 
-from connector.audits import captions, query_run
+from connector.audits import captions, kind_queries, query_run, seen_unseen
 from connector.encoding import loading
 from connector.provenance import database
 from connector.provenance.database import upgrade
@@ -135,6 +135,18 @@ def small_samples() -> Iterator[None]:
         patched.setattr(captions, "QUERIES", 32)
         patched.setattr(captions, "WITH_SEVERAL", 24)
         patched.setattr(query_run, "TIMED_QUERIES", 5)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_of_a_kind() -> Iterator[None]:
+    """Audits search the whole collection with few queries about seen and about unseen items, for the same reason.
+
+    A module that tests these searches takes another fixture of this name.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kind_queries, "MOST", 24)
+        patched.setattr(seen_unseen, "STAGED", 12)
         yield
 
 

@@ -33,6 +33,11 @@ def small_samples() -> None:
     """As many queries are asked as in the audits of users."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_of_a_kind() -> None:
+    """So are queries of each kind."""
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A home with a set whose pairs are linear with noise, and the alignment `auto` as a fit makes it, live."""

@@ -64,6 +64,11 @@ WITH_OFFSETS = "shifted"
 Matrix = npt.NDArray[np.float64]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_of_a_kind() -> None:
+    """As many queries are asked as in the audits of users."""
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with opened_world("edge", tmp_path) as opened:
