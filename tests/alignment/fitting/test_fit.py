@@ -165,7 +165,7 @@ def test_held_out_recall_is_that_of_the_held_out_items(rng: np.random.Generator,
     X, Y = linear_pair(rng, 120, noise=0.6)
     hold_out = HoldOut(0.4, 3)
     metrics = [parse(text) for text in (*METRICS, "dot+nnn(k=16)", "mlp(hidden=3)", "bilinear(rank=2)+nnn(k=5)")]
-    alignment = fit([pair_set(tmp_path / "s", X, Y)], hold_out=hold_out, metrics=metrics, device="cpu")
+    alignment = fit([pair_set(tmp_path / "s", X, Y)], hold_out=hold_out, method="ridge", metrics=metrics, device="cpu")
     held = hold_out.held_out([str(i) for i in range(120)])
     image, text = alignment.project("image", X[held]), alignment.project("text", Y[held])
     codes = np.arange(held.sum())
@@ -182,7 +182,7 @@ def test_held_out_recall_is_that_of_the_held_out_items(rng: np.random.Generator,
 
 def test_the_card_says_where_the_alignment_comes_from(rng: np.random.Generator, tmp_path: Path) -> None:
     made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
-    card = fit([made], hold_out=HoldOut(0.5, 2), device="cpu").card
+    card = fit([made], hold_out=HoldOut(0.5, 2), method="ridge", device="cpu").card
     assert card.sets == [made.card.fingerprint]
     assert card.encoders == made.card.encoders
     assert card.hold_out == HoldOut(0.5, 2)
@@ -214,12 +214,12 @@ def test_the_order_of_the_rows_does_not_matter(rng: np.random.Generator, tmp_pat
 def test_several_sets_are_fitted_as_one(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = linear_pair(rng, 90, noise=0.5)
     groups = [str(i) for i in range(90)]
-    whole = fit([pair_set(tmp_path / "whole", X, Y, groups)], device="cpu")
+    whole = fit([pair_set(tmp_path / "whole", X, Y, groups)], method="ridge", device="cpu")
     # One set has the images of the last group, the other its text.
     images, texts = fake_rows("image", X, groups=groups), fake_rows("text", Y, groups=groups)
     first = fake_set(tmp_path / "1", images.take(range(60)), texts.take(range(59)))
     second = fake_set(tmp_path / "2", images.take(range(60, 90)), texts.take(range(59, 90)))
-    parts = fit([first, second], device="cpu")
+    parts = fit([first, second], method="ridge", device="cpu")
     assert parts.fingerprint == whole.fingerprint
     assert parts.card.sets == [first.card.fingerprint, second.card.fingerprint]
 
@@ -284,7 +284,7 @@ def test_a_class_label_does_not_pair_everything_with_everything() -> None:
 def test_items_without_a_partner_are_counted_and_left_out(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = linear_pair(rng, 60)
     groups = [str(i) for i in range(60)]
-    whole = fit([pair_set(tmp_path / "whole", X, Y, groups)], device="cpu")
+    whole = fit([pair_set(tmp_path / "whole", X, Y, groups)], method="ridge", device="cpu")
     lonely_images = np.concatenate([X, rng.standard_normal((3, 9))])
     lonely_texts = np.concatenate([Y, rng.standard_normal((4, 7))])
     made = fake_set(
@@ -293,7 +293,7 @@ def test_items_without_a_partner_are_counted_and_left_out(rng: np.random.Generat
         fake_rows("text", lonely_texts, groups=[*groups, "t0", "t1", "t2", "t2"]),
     )
     lines: list[str] = []
-    alignment = fit([made], device="cpu", progress=lines.append)
+    alignment = fit([made], method="ridge", device="cpu", progress=lines.append)
     held = int(HoldOut().held_out(groups).sum())
     assert lines[0] == f"{60 - held} groups to fit on, {held} held out, 7 items without a partner left out"
     assert alignment.fingerprint == whole.fingerprint

@@ -43,9 +43,9 @@ def nearest(queries: FloatArray, items: FloatArray, parts: IntArray) -> Iterator
     by_part = [np.flatnonzero(parts == part) for part in np.unique(parts)]
     for start in range(0, len(queries), 500):
         scores = queries[start : start + 500] @ items.T
-        for row in scores:
-            kept = np.concatenate([own[np.argpartition(-row[own], DEEP)[:DEEP]] for own in by_part])
-            yield kept[np.argsort(-row[kept])].tolist()
+        kept = np.hstack([own[np.argpartition(-scores[:, own], DEEP)[:, :DEEP]] for own in by_part])
+        order = np.argsort(-np.take_along_axis(scores, kept, axis=1))
+        yield from np.take_along_axis(kept, order, axis=1).tolist()
 
 
 def ours(protocol: Protocol, data: GroupedEmbeddings, per_query: Callable[[RelevantRanks], Floats]) -> dict[str, float]:
