@@ -30,6 +30,7 @@ OTHERS = (
     "node_kills",
     "scale",
     "cluster_kills",
+    "cluster_rate",
     "fit_memory",
 )
 
