@@ -17,20 +17,22 @@ Other corpora: a folder of images with caption files (`folder`), files of benchm
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignment.object_storage import located, snapshot
-from connector.corpora.annotations import CocoCaptions, Karpathy
+from alignment.object_storage import is_remote, located, snapshot
+from alignment.plurals import counted
+from connector.corpora.annotations import PROBED, PROBED_AFAR, CocoCaptions, Karpathy
 from connector.corpora.columns import Columns
 from connector.corpora.csv_manifest import Csv
 from connector.corpora.flickr_tokens import FlickrTokens
 from connector.corpora.folder import Folder, how_to_read_metadata
 from connector.corpora.img2dataset import Img2Dataset
-from connector.corpora.items import Corpus
+from connector.corpora.items import Corpus, Item
 from connector.corpora.opening import check_access, listed
 from connector.corpora.parquet_manifest import Parquet
-from connector.corpora.picture_files import is_image_name, is_unsupported_name
+from connector.corpora.picture_files import is_file, is_image_name, is_unsupported_name
 from connector.corpora.samples import KeyRule
 from connector.corpora.tables import JsonLines, Table
 from connector.corpora.vector_files import vectors_at
@@ -103,8 +105,26 @@ def open_corpus(
         _log.warning("%s", metadata)
     make: Any = reader  # only some readers take options
     corpus: Corpus = make(path, **given)
-    next(iter(corpus), None)  # headers, folders and the first row: what is wrong there is known before models load
+    _look_at_first(corpus)
     return corpus
+
+
+def _look_at_first(corpus: Corpus) -> None:
+    """Read the first entries, so that what is wrong with headers, folders and paths is known before models load."""
+    missing = list[Path]()
+    for entry in islice(corpus, PROBED_AFAR if is_remote(corpus.path) else PROBED):
+        if isinstance(entry, Item) and entry.modality == "image":
+            if not isinstance(entry.content, Path) or is_file(entry.content):
+                return
+            missing.append(entry.content)
+    if missing:
+        _log.warning(
+            "corpus %s: of its first %s none is there, such as %s; each will be a reject. --images names the folder "
+            "that the paths of images are relative to",
+            printable(str(corpus.path)),
+            counted(len(missing), "image"),
+            printable(str(missing[0])),
+        )
 
 
 def _options(reader: type[Corpus]) -> set[str]:

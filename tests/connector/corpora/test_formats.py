@@ -198,3 +198,23 @@ def test_a_pipe_is_no_corpus_and_not_waited_for(name: str, tmp_path: Path) -> No
 def test_a_corpus_is_a_value() -> None:
     assert Folder(Path("x")) == Folder(Path("x"))
     assert all(issubclass(reader, Corpus) for reader in SUFFIXES.values())
+
+
+@every_reader
+def test_images_of_which_none_is_there_are_told_of_before_any_model_loads(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"key": str(n), "image": f"photos/{n}.png", "caption": f"picture {n}"} for n in range(3)]
+    path = write_rows(tmp_path, suffix, rows)
+    open_corpus(path)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "3 images" in told
+    assert str(tmp_path / "photos" / "0.png") in told
+    assert "--images" in told
+    caplog.clear()
+    (tmp_path / "there" / "photos").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "there" / "photos" / "2.png")
+    open_corpus(path, images=tmp_path / "there")
+    write_rows(tmp_path, suffix, [{"key": "a", "caption": "a text alone"}])
+    open_corpus(path)
+    assert not caplog.records
