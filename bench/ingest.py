@@ -27,6 +27,7 @@ from connector.provenance.recorder import Provenance
 from connector.push.batches import FLUSH_POINTS
 from connector.push.ingest import Ingest
 from connector.push.session import push
+from connector.requests import IngestRequest
 from connector.stores.edge import EdgeStore
 
 # What both sides of a figure are asked.
@@ -113,18 +114,19 @@ def ingested(directory: Path, items: int, item_seconds: float) -> float:
         provenance.runs.start("bench", {}) as run,
     ):
         started = time.perf_counter()
+        captions = Captions(directory, items)
+        layout = {"indexing_threshold": NO_GRAPH}
         Ingest(
-            Captions(directory, items),
+            IngestRequest(corpus=captions.path, into="bench", alignment="bench", layout=layout),
+            captions,
             directory / "set",
             {"text": WorkingEncoder.of(item_seconds)},
             aligned,
             provenance.artifacts.record_alignment("bench", directory / "alignment", aligned),
-            "bench",
             [Cosine()],
             store,
             provenance,
             run,
-            {"indexing_threshold": NO_GRAPH},
         ).execute()
         return time.perf_counter() - started
 

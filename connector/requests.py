@@ -224,11 +224,10 @@ class GapRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushRequest(Request):
-    """Push an embedding set into a collection, one release a metric.
+class ReleasesRequest(Request):
+    """Write into a collection, one release a metric.
 
     Attributes:
-        set: name of the embedding set.
         into: collection.
         alignment: name of the alignment that projects the vectors.
         metrics: one release each; empty: the alignment's own.
@@ -240,8 +239,6 @@ class PushRequest(Request):
         max_points_per_second: to write, over all releases; None: as many as the store takes.
     """
 
-    command: ClassVar[str] = "push"
-    set: str
     into: str
     alignment: str
     metrics: Sequence[str] = ()
@@ -253,27 +250,29 @@ class PushRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestRequest(UnitsRequest):
+class PushRequest(ReleasesRequest):
+    """Push an embedding set into a collection, one release a metric.
+
+    Attributes:
+        set: name of the embedding set.
+    """
+
+    command: ClassVar[str] = "push"
+    set: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestRequest(ReleasesRequest, UnitsRequest):
     """Encode a corpus with the encoders of an alignment and push it, in one run.
 
     Attributes:
         set: name of the embedding set; None: that of the collection.
-        into, alignment, metrics, layout, fresh_layout, take_over, min_index_recall, max_points_per_second: as for
-            `PushRequest`.
         prune_at_most: share of the images, and of the texts, of the set that may be deleted because they left the
             corpus. Of more, nothing is deleted.
     """
 
     command: ClassVar[str] = "ingest"
-    into: str
-    alignment: str
     set: str | None = None
-    metrics: Sequence[str] = ()
-    layout: Mapping[str, Any] = field(default_factory=dict)
-    fresh_layout: bool = False
-    take_over: bool = False
-    min_index_recall: IndexRecall | None = None
-    max_points_per_second: PointRate | None = None
     prune_at_most: PruneShare = 0.25
 
     def __post_init__(self) -> None:

@@ -12,10 +12,9 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from alignment.metrics import Metric
 from alignment.modality import MODALITIES, Modality
@@ -45,7 +44,7 @@ from connector.push.session import PushSession, metrics_to_push, push_session
 from connector.releases.chain import check_encoder
 from connector.releases.release import Release, lower
 from connector.releases.store_identity import here
-from connector.requests import IngestRequest, default_of
+from connector.requests import IngestRequest
 from connector.settings import MAX_PIXELS
 from connector.stores.contract import Store
 
@@ -106,24 +105,18 @@ def ingest(
     specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
     with executor_of(request, specs) as executor:
         begun = Ingest(
+            request,
             corpus,
             path,
             _encoders(alignment, path, device, loaded=executor is None),
             alignment,
             alignment_id,
-            request.into,
             metrics,
             store,
             provenance,
             run,
-            request.layout,
             prune,
-            request.fresh_layout,
-            request.take_over,
             max_pixels,
-            request.min_index_recall,
-            request.max_points_per_second,
-            request.prune_at_most,
             executor,
             device,
         )
@@ -163,35 +156,27 @@ class Ingest:
     """A corpus on its way into the releases of a collection.
 
     Attributes:
+        request: into which collection, and how that is laid out and written.
         path: directory of the embedding set.
         encoders: the alignment's own.
-        layout, fresh_layout, take_over, min_index_recall, max_points_per_second: as `connector.push.session.push` takes
-            them.
         prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
             keep them.
-        prune_at_most: as in `IngestRequest`.
         executor: where units are encoded; None: in this process.
         device: where the encoders of its workers compute.
     """
 
+    request: IngestRequest
     corpus: Corpus
     path: Path
     encoders: Mapping[Modality, Encoder]
     alignment: Alignment
     alignment_id: int
-    collection: str
     metrics: Sequence[Metric]
     store: Store
     provenance: Provenance
     run: Run
-    layout: Mapping[str, Any] = field(default_factory=dict)
     prune: Confirm | None = None
-    fresh_layout: bool = False
-    take_over: bool = False
     max_pixels: int = MAX_PIXELS
-    min_index_recall: float | None = None
-    max_points_per_second: float | None = None
-    prune_at_most: float = default_of(IngestRequest, "prune_at_most")
     executor: Executor | None = None
     device: str = "auto"
 
@@ -216,15 +201,16 @@ class Ingest:
             self.alignment,
             alignment_id=self.alignment_id,
             encoders={modality: encoder.card for modality, encoder in self.encoders.items()},
-            collection=self.collection,
+            collection=self.request.into,
             metrics=self.metrics,
             store=self.store,
             provenance=self.provenance,
             run=self.run,
-            fresh_layout=self.fresh_layout,
-            min_index_recall=self.min_index_recall,
-            max_points_per_second=self.max_points_per_second,
-            **self.layout,
+            fresh_layout=self.request.fresh_layout,
+            take_over=self.request.take_over,
+            min_index_recall=self.request.min_index_recall,
+            max_points_per_second=self.request.max_points_per_second,
+            **self.request.layout,
         )
 
     def _write(self, push: PushSession) -> tuple[EmbeddingSet, int, CorpusError | None]:
@@ -287,13 +273,13 @@ class Ingest:
             _log.warning("nothing is pruned, because %s of the corpus could not be read: %s", unread, examples)
             return None
         share = max(of_modality.share for of_modality in gone.values())
-        if share > self.prune_at_most:
+        if share > self.request.prune_at_most:
             self.run.counts["prune_refused"] += count
             many = ", ".join(f"{of_modality.rows} of {of_modality.of} {m}s" for m, of_modality in gone.items())
             enough = math.ceil(share * 100) / 100
             _log.warning(
                 "%s left the corpus, more than %s of them, so nothing is pruned without --prune-at-most %s",
-                *(many, self.prune_at_most, enough),
+                *(many, self.request.prune_at_most, enough),
             )
             return None
         if not self.prune(count):

@@ -25,6 +25,7 @@ from connector.push import batches, ingest
 from connector.push.delete import Deletion
 from connector.push.ingest import Confirm, Ingest
 from connector.releases import verify
+from connector.requests import IngestRequest
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, Pair, write_manifest
 from tests.support.world import COLLECTION, World, stored
 
@@ -81,24 +82,23 @@ class Bench:
     def write(self, pairs: Sequence[Pair]) -> None:
         write_manifest(self.manifest, pairs, *self.extra)
 
-    def ingest(self, *, metrics: Sequence[str] = ("cosine",), prune: Confirm | None = None) -> Ingested:
+    def ingest(self, *, metrics: Sequence[str] = ("cosine",), prune: Confirm | None = None, **options: Any) -> Ingested:
         counting = Counting()
         path = self.world.home / "alignments" / "a"
         loaded = Alignment.load(path)
         with self.world.provenance.runs.start("ingest", {}) as run:
             Ingest(
+                IngestRequest(corpus=self.manifest, into=COLLECTION, alignment="a", prune_at_most=1, **options),
                 self.corpus or open_corpus(self.manifest),
                 self.world.home / "sets" / SET,
                 self.encoders or counting.encoders,
                 loaded,
                 self.world.provenance.artifacts.record_alignment("a", path, loaded),
-                COLLECTION,
                 [parse(metric) for metric in metrics],
                 self.world.store,
                 self.world.provenance,
                 run,
                 prune=prune,
-                prune_at_most=1,
                 executor=self.executor,
             ).execute()
         return Ingested({name: count for name, count in run.counts.items() if count}, counting.embedded)

@@ -138,6 +138,14 @@ class TestStores:
         done(*self.PUSH, "--take-over", "--home", home)
         assert done("verify", "things", "--home", home).code == 0
 
+    def test_so_does_an_ingest(self, home: Path, corpus: Path) -> None:
+        (home / "modalign.db").unlink()
+        done("db", "upgrade", "--home", home)
+        ingest = ("ingest", corpus, "--into", "things", "--alignment", "a", "--set", "pairs", "--home", home)
+        refused = modalign(*ingest)
+        assert (refused.code, refused.error_code) == (1, "collection-of-another-database")
+        assert done(*ingest, "--take-over", "--json").document["counts"]["written"] == 2 * N
+
 
 class TestSecrets:
     """Passwords of URLs and the API key stay where they are."""

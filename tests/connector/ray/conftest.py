@@ -14,7 +14,9 @@ def local_ray() -> Iterator[None]:
         import ray
         import ray.data
 
-        ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local", num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False
+        )
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
         ray.shutdown()
