@@ -50,7 +50,7 @@ NODES_AWAY = (
     rf"{REPLICAS_AWAY}|Tonic status|shards failed to apply|has no active replica|ordering via leader|"
     r"deactivation timed out|to at least one `Active` replica|Healthcheck timeout|Deadline expired"
 )
-NO_MAJORITY = r"[Cc]onsensus"
+NO_MAJORITY = r"[Cc]onsensus|leader is not established"
 ADDRESS = r"(?:[Ff]ailed to connect to |tcp connect error\W+, )([^\s,]+),"
 FIRST, LAST = 300, 150  # characters of the server's own message in ours
 

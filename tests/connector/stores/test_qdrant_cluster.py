@@ -184,6 +184,10 @@ FAILURES = {
         "Service internal error: Waiting for consensus operation commit failed. Timeout set at: 10 seconds",
         "majority",
     ),
+    "an alias when the leader is away, too": (
+        "Service internal error: Failed to propose operation: leader is not established within 10s",
+        "majority",
+    ),
 }
 
 
