@@ -1,5 +1,6 @@
 """What other embedding sets give to the releases of a push: a point is of one set alone."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -17,6 +18,8 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import point_ids
+
+_log = logging.getLogger(__name__)
 
 EXAMPLES = 3
 KEYS_AT_ONCE = 4096
@@ -46,6 +49,11 @@ class OtherSets:
     def __exit__(self, *error: object) -> None:
         for points in (self._points or {}).values():
             points.__exit__()
+
+    @property
+    def names(self) -> list[str]:
+        """The other sets."""
+        return [path.name for path in self._paths()]
 
     def check(self, rows: Rows) -> None:
         """Raise a `MismatchError` if another set holds a point of these rows: writing them would replace it."""
@@ -96,18 +104,23 @@ def _remedy(name: str) -> str:
 def refuse_keys_of_other_sets(
     corpus: Corpus, path: Path, provenance: Provenance, store_id: int, collection: str, max_pixels: int
 ) -> None:
-    """Refuse to ingest a corpus into a set that is not there yet, if other sets of the collection have its keys.
+    """Refuse to ingest a corpus into a set if other sets of the collection have its keys: nothing is encoded yet.
 
     Its rows are read for this, and images of shared keys: one that cannot be decoded is a reject, and shares nothing. A
-    set that is there is checked when it is written.
+    collection without other sets costs no read. A new set beside others is told of: it may be a slip.
 
     Raises:
         MismatchError: another set has one of the keys.
     """
     releases = provenance.releases.find(store_id=store_id, collection=collection, dropped_at=None)
-    if path.exists() or not provenance.ledger.sets_in(row.id for row in releases):
-        return
     with OtherSets(path, None, releases, provenance) as others:
+        if not others.names:
+            return
+        if not path.exists():
+            _log.info(
+                "embedding set %s is new; collection %s holds %s, too: --set names the set to add items to",
+                *(path.name, collection, ", ".join(others.names)),
+            )
         entries = (entry for entry in corpus if isinstance(entry, Item))
         while window := list(islice(entries, KEYS_AT_ONCE)):
             for modality in MODALITIES:

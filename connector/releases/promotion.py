@@ -44,7 +44,14 @@ from connector.releases.next_audit import audit_command
 from connector.releases.recorded_settings import differences_in_words
 from connector.releases.release import carries_captions, load_release
 from connector.releases.rights import check_may_manage
-from connector.releases.store_identity import claim_collection, here, no_release, record_store
+from connector.releases.store_identity import (
+    FOREIGN,
+    check_owner,
+    claim_collection,
+    here,
+    no_release,
+    record_store,
+)
 from connector.releases.verify import verify
 from connector.settings import checked_name
 from connector.stores.contract import Store
@@ -161,6 +168,7 @@ class Lifecycle:
             self._check_aliases(of_metrics, {row.metric for row in chosen})
             if not chosen:
                 return []
+            self._check_targets(chosen)
             check_may_manage(self.store, f"promoting releases of {self.collection}")
             live = {row.metric: row for row in rows if row.state == LIVE}
             self._check_complete(chosen, live, run_id)
@@ -182,6 +190,28 @@ class Lifecycle:
                 continue
             if fault := alias_fault(self.provenance, self.store, row):
                 raise MismatchError(fault)
+
+    def _check_targets(self, chosen: Sequence[ReleaseRow]) -> None:
+        """Refuse to switch an alias that leads to a collection of another database, whose production it is.
+
+        Raises:
+            MismatchError: it does. Nothing is switched.
+        """
+        aliases = self.store.aliases()
+        for row in chosen:
+            target = aliases.get(alias := alias_name(row.collection, row.metric))
+            if target is None or target not in self.store.collections():
+                continue
+            try:
+                check_owner(self.provenance, self.store, target, row.store_id)
+            except MismatchError as error:
+                if error.code != FOREIGN:
+                    raise
+                raise MismatchError(
+                    f"alias {alias} leads to collection {target} of another modalign database, which serves it. Push "
+                    "into a collection of another name; if that database is lost, delete the alias in Qdrant first",
+                    code=FOREIGN,
+                ) from error
 
     def _check_complete(self, chosen: Sequence[ReleaseRow], live: Mapping[str, ReleaseRow], run_id: int) -> None:
         """Verify releases, and refuse one that lacks points of the live release that it would replace."""
@@ -259,6 +289,7 @@ class Lifecycle:
             self._check_aliases(of_targets, {target.metric for target in targets})
             if not targets:
                 return []
+            self._check_targets(targets)
             check_may_manage(self.store, f"rolling back releases of {self.collection}")
             live = {row.metric: row for row in rows if row.state == LIVE}
             for target in targets:

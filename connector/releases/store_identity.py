@@ -8,7 +8,7 @@ Reading records nothing. Commands that write call `record_store` first, which al
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignment.names import names_there
@@ -166,6 +166,8 @@ def _resolve(provenance: Provenance, store: "Store") -> int:
     silent = {row.store_id for row in rows if row.store_id in at and claims.get(row.physical_name, "") is None}
     found = claiming | silent
     if not found:
+        if at and len(store.addresses) > 1:
+            _refuse_an_empty_one(provenance, store, [row for row in rows if row.store_id in at and row.points])
         return at[0] if at else NO_STORE
     resolved = min(found, key=lambda store_id: (store_id not in at, store_id))
     for other in sorted((found | {store_id for store_id in at if may_be_here(provenance, store_id)}) - {resolved}):
@@ -177,6 +179,21 @@ def _resolve(provenance: Provenance, store: "Store") -> int:
             _merging(provenance, other),
         )
     return resolved
+
+
+def _refuse_an_empty_one(provenance: Provenance, store: "Store", rows: Sequence[ReleaseRow]) -> None:
+    """Refuse an address at which nothing is of what SQL records, if it is one of several: the others may be its place.
+
+    Which cluster an address is of can be compared only with one that answers.
+    """
+    if rows:
+        raise MismatchError(
+            f"{store.url} answers, and has none of the collections that SQL records at {', '.join(store.addresses)}, "
+            f"such as {rows[0].physical_name}: it may be another server. Run the same command when the other addresses "
+            f"answer; if {store.url} is the right one and has lost its collections, name it alone in "
+            "MODALIGN_QDRANT_URL",
+            code="address-of-another-store",
+        )
 
 
 def claiming_stores(provenance: Provenance, store: "Store") -> set[int]:

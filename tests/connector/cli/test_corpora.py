@@ -200,6 +200,26 @@ class TestOwnColumns:
         assert "pairs" in ended.error
         assert sorted(path.name for path in (unbroken / "sets").iterdir() if path.is_dir()) == ["pairs"]
 
+    def test_so_they_are_where_the_set_is_there_already_and_it_stays_as_it_was(
+        self, home: Path, tmp_path: Path
+    ) -> None:
+        of_pairs, own, new = fake_pairs(tmp_path, 1)[0], *fake_pairs(tmp_path, 2, seed=1)
+        words = ("--into", "things", "--alignment", "a", "--set", "own", "--home", home)
+        rows = [{"key": "own", "image": str(own.image), "caption": "own"}]
+        told = done("ingest", write_manifest(tmp_path / "1.jsonl", [], *rows), *words).err
+        assert "own" in told
+        assert "pairs" in told
+        rows = [{"key": of_pairs.key, "image": str(of_pairs.image)}, {"key": "own", "caption": "another caption"}]
+        before = done("sets", "--json", "--home", home).document
+        refused = modalign("ingest", write_manifest(tmp_path / "2.jsonl", [], *rows), *words)
+        assert (refused.code, refused.error_code) == (1, "sets-share-keys")
+        assert done("sets", "--json", "--home", home).document == before
+        assert done("verify", "--home", home).code == 0
+        rows = [{"key": "new", "image": str(new.image)}]
+        ended = done("ingest", write_manifest(tmp_path / "3.jsonl", [], *rows), *words, "--json")
+        assert ended.document["counts"]["written"] == 1
+        assert "is new" not in ended.err
+
     def test_an_image_that_is_refused_shares_no_key(self, home: Path, tmp_path: Path) -> None:
         sound, broken = fake_pairs(tmp_path, 2, seed=1)
         broken.image.write_bytes(b"no picture")

@@ -84,6 +84,17 @@ def forget_owners(world: World) -> None:
         session.execute(update(StoreRow).values(claimed=False))
 
 
+def reached_second(connection: Connection) -> Store:
+    """A store that was named after the first address, which does not answer."""
+
+    class Second(LocalModeStore):
+        @property
+        def addresses(self) -> list[str]:
+            return [FIRST, self.url]
+
+    return Second(connection, uploads=1)
+
+
 class TestAddresses:
     @pytest.mark.parametrize("url", OTHERS)
     def test_one_server_is_one_store_by_whatever_address(
@@ -197,6 +208,36 @@ class TestAddresses:
             assert len(live(world)) == 1
 
 
+class TestSeveralAddresses:
+    """Which cluster an address is of can be compared only with one that answers."""
+
+    def test_a_stranger_that_answers_alone_is_not_taken_for_the_store(
+        self, world: World, embedding_set: EmbeddingSet
+    ) -> None:
+        (release,) = world.push(embedding_set).releases
+        sound, before = world.store, live(world)
+        world.store = reached_second(Connection(QdrantClient(":memory:"), "http://stranger:6333"))
+        with raises(MismatchError, "http://stranger:6333", FIRST, release.name, code="address-of-another-store"):
+            world.push(embedding_set)
+        assert world.store.collections() == []
+        assert live(world) == before
+        world.store = sound
+        assert world.push(embedding_set).counts == {"unchanged": 12}
+
+    def test_a_node_of_the_cluster_is(self, world: World, embedding_set: EmbeddingSet, client: QdrantClient) -> None:
+        world.push(embedding_set)
+        world.store = reached_second(Connection(client, "http://another-node:6333"))
+        assert world.push(embedding_set).counts == {"unchanged": 12}
+
+    def test_a_server_that_lost_its_collections_is_named_alone(
+        self, world: World, embedding_set: EmbeddingSet, at: At
+    ) -> None:
+        (release,) = world.push(embedding_set).releases
+        world.store.drop(release.name)
+        world.store = at(FIRST)
+        assert world.push(embedding_set).counts == {"written": 12}
+
+
 class TestAnotherDatabase:
     @pytest.fixture
     def other(self, world: World, embedding_set: EmbeddingSet, tmp_path: Path) -> Iterator[World]:
@@ -213,6 +254,20 @@ class TestAnotherDatabase:
             other.push(other.set("s", *pairs(6)))
         assert live(other) == []
         opened(world)
+
+    def test_its_alias_is_not_switched_even_by_force(self, world: World, other: World) -> None:
+        aliases = world.store.aliases()
+        other.alignment("b", turn=1)
+        (ready,) = other.push(other.set("s", *pairs(6)), "b").releases
+        lifecycle = Lifecycle(other.provenance, other.store, COLLECTION)
+        with (
+            other.provenance.runs.start("promote", {}) as run,
+            raises(MismatchError, *aliases, *aliases.values(), code=FOREIGN),
+        ):
+            lifecycle.promote(run.id, forced=FORCED)
+        assert world.store.aliases() == aliases
+        assert live(other) == [("ready", ready.name)]
+        assert consistent(world, world.store) == [True]
 
     def test_it_takes_over_by_an_explicit_word_and_the_first_is_refused(self, world: World, other: World) -> None:
         (name,) = world.store.collections()
