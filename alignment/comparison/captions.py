@@ -8,7 +8,7 @@ Before any alignment they look among captions by cosine in the space of their en
 among images, among captions and among both as production serves them: aligned, under one metric.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
@@ -42,6 +42,7 @@ class ByWay:
         image, caption, fused: Recall@10 of each.
         gain: Recall@10 of both together less that of captions alone.
         projected: Recall@10 of aligned captions less that of captions in the space of their encoder.
+        first: Recall@1 by way.
     """
 
     weight: float
@@ -50,11 +51,13 @@ class ByWay:
     fused: Estimate
     gain: Estimate
     projected: Estimate
+    first: Mapping[Way, float]
 
     @property
-    def found(self) -> dict[Way, float]:
-        """Recall@10 by way."""
-        return {IMAGE: self.image.value, CAPTION: self.caption.value, FUSED: self.fused.value}
+    def found(self) -> dict[Way, tuple[float, float]]:
+        """Recall@10 and Recall@1 by way."""
+        among = {IMAGE: self.image, CAPTION: self.caption, FUSED: self.fused}
+        return {way: (estimate.value, self.first[way]) for way, estimate in among.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +184,15 @@ class CaptionQueries:
             for way in WAYS:
                 ranks[way].append(part.ranks(scores[way]))
         assert fused is not None
-        image, caption, both = (self._found(np.concatenate(ranks[way]), 10) for way in (IMAGE, CAPTION, FUSED))
+        of_way = {way: np.concatenate(parts) for way, parts in ranks.items()}
+        image, caption, both = (self._found(of_way[way], 10) for way in (IMAGE, CAPTION, FUSED))
         bare = self._found(self.ranks, 10)
         estimates = (
             bootstrap_mean(found, self.asked.groups, seed=seed)
             for found in (image, caption, both, both - caption, caption - bare)
         )
-        return ByWay(fused.weight, *estimates)
+        first = {way: float(self._found(found, 1).mean()) for way, found in of_way.items()}
+        return ByWay(fused.weight, *estimates, first)
 
     def _part(
         self, rows: slice, by_image: npt.NDArray[np.floating], images: IntArray, by_caption: npt.NDArray[np.floating]

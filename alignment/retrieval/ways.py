@@ -14,16 +14,20 @@ Way = Literal["image", "caption", "fused"]
 IMAGE, CAPTION, FUSED = WAYS = get_args(Way)
 
 
-def advised(found: Mapping[Way, float], *, paraphrased: bool) -> Way:
+def advised(found: Mapping[Way, tuple[float, ...]], *, paraphrased: bool) -> Way:
     """Return the way that finds most; of equal ones the first in `WAYS`.
 
     Paraphrases of captions flatter captions, so they cannot advise these alone: in other words the same queries would
     find more by both.
 
-    >>> advised({"image": 0.5, "caption": 0.9, "fused": 0.8}, paraphrased=False)
+    >>> advised({"image": (0.9, 0.5), "caption": (0.9, 0.9), "fused": (0.9, 0.9)}, paraphrased=False)
     'caption'
-    >>> advised({"image": 0.5, "caption": 0.9, "fused": 0.8}, paraphrased=True)
+    >>> advised({"image": (0.9, 0.5), "caption": (0.9, 0.9), "fused": (0.9, 0.9)}, paraphrased=True)
     'fused'
+
+    Args:
+        found: recalls by each way, the one that decides first; the next one decides between equal ones.
+        paraphrased: the queries were paraphrases of captions.
     """
     return max((way for way in WAYS if way != CAPTION or not paraphrased), key=lambda way: found[way])
 

@@ -221,7 +221,7 @@ def summarise(own: Answered, moved: Answered, fusion: Fusion, plan: AuditPlan, s
         uncaptioned = outcomes.get(UNCAPTIONED, captioned.by_image())
         recall = {way: {k: captioned.mixed(uncaptioned, share, way, k) for k in lengths(plan)} for way in COMPARED}
         baseline = replace(baseline, recall=recall, gain=captioned.gain(k))
-        found = {way: of_way[k].value for way, of_way in recall.items()}
+        found = {way: (of_way[k].value, of_way[1].value) for way, of_way in recall.items()}
         baseline = replace(baseline, advised=advised(found, paraphrased=baseline.paraphrased))
     return replace(baseline, says=list(_in_words(baseline)))
 

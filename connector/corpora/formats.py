@@ -32,7 +32,7 @@ from connector.corpora.img2dataset import Img2Dataset
 from connector.corpora.items import Corpus, Item
 from connector.corpora.opening import check_access, listed
 from connector.corpora.parquet_manifest import Parquet
-from connector.corpora.picture_files import is_file, is_image_name, is_unsupported_name
+from connector.corpora.picture_files import is_file, is_folder, is_image_name, is_unsupported_name
 from connector.corpora.samples import KeyRule
 from connector.corpora.tables import JsonLines, Table
 from connector.corpora.vector_files import vectors_at
@@ -72,8 +72,8 @@ def open_corpus(
 
     Raises:
         SettingsError: the format is unknown, or takes no such option; a column is named for two things.
-        CorpusError: the path does not exist, is in no known format, fits more than one, or is not UTF-8; columns are
-            missing, or the file cannot be read at all.
+        CorpusError: the path does not exist, is in no known format, fits more than one, or is not UTF-8; columns or the
+            folder of images are missing, or the file cannot be read at all.
     """
     path = located(path)
     Columns.of(key, image, caption, group)
@@ -101,6 +101,8 @@ def open_corpus(
             raise SettingsError(
                 f"{option} is not for format {reader.format}, only for {takers}; {metadata or 'leave it out'}"
             )
+    if images and not is_folder(located(images)):
+        raise CorpusError(f"--images {printable(str(images))}: expected a folder of images, found none there")
     if metadata:
         _log.warning("%s", metadata)
     make: Any = reader  # only some readers take options

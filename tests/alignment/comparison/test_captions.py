@@ -186,5 +186,6 @@ def in_words(
 ) -> str:
     alone = caption if bare is None else bare
     gain, projected = estimated(fused - caption, 0.07), estimated(caption - alone, 0.07)
-    by_way = ByWay(CAPTION_WEIGHT, estimated(image), estimated(caption), estimated(fused), gain, projected)
+    first = {"image": image / 2, "caption": caption / 2, "fused": fused / 2}
+    by_way = ByWay(CAPTION_WEIGHT, estimated(image), estimated(caption), estimated(fused), gain, projected, first)
     return CaptionsAlone(40, paraphrased, estimated(alone), estimated(alone)).in_words(by_way)

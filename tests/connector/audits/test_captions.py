@@ -11,6 +11,7 @@ import pytest
 from alignment.metrics import parse, with_seen
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.paraphrases import paraphrases
+from alignment.retrieval.ways import WAYS
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
@@ -306,6 +307,11 @@ class TestWhatItSays:
     def test_images_that_find_what_captions_do_not(self) -> None:
         found = summed_up(answers([1] * 30, [15] * 30))
         assert found.advised == "image"
+
+    def test_ways_that_find_as_many_differ_by_what_they_find_first(self) -> None:
+        found = summed_up(answers([K] * 30, [1] * 30))
+        assert len({found.recall[way][K].value for way in WAYS}) == 1
+        assert found.advised == "caption"
 
     @pytest.mark.parametrize(("share", "advised"), [(1.0, "caption"), (0.2, "fused")])
     def test_the_advice_weighs_items_without_a_caption_by_their_share(self, share: float, advised: str) -> None:

@@ -244,6 +244,7 @@ def test_images_that_are_nowhere_are_asked_for(make: Make, tmp_path: Path) -> No
         file.unlink()
     with raises(CorpusError, path, "1.jpg", "--images"):
         list(open_corpus(path))
+    (tmp_path / "none").mkdir()
     [image, _] = open_corpus(path, images=tmp_path / "none")  # named, so each is refused when it is not there
     assert isinstance(image, Item)
     assert image.content == tmp_path / "none" / "1.jpg"

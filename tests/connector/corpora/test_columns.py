@@ -51,6 +51,7 @@ def test_the_path_of_an_image_may_be_its_key_and_a_column_of_our_name_is_payload
 @every_reader
 def test_images_may_lie_in_a_folder_of_their_own(suffix: str, tmp_path: Path) -> None:
     path = write_rows(tmp_path, suffix, [PRODUCT])
+    (tmp_path / "far").mkdir()
     image = items(open_corpus(path, images=tmp_path / "far", **NAMES))[0]
     assert (image.content, image.payload["image"]) == (tmp_path / "far/img/1.jpg", str(tmp_path / "far/img/1.jpg"))
 

@@ -218,3 +218,10 @@ def test_images_of_which_none_is_there_are_told_of_before_any_model_loads(
     write_rows(tmp_path, suffix, [{"key": "a", "caption": "a text alone"}])
     open_corpus(path)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "parquet", "coco", "karpathy", "flickr"])
+def test_a_folder_of_images_that_is_not_there(format: str, tmp_path: Path) -> None:
+    path = SAMPLES[format](tmp_path)
+    with raises(CorpusError, "--images", tmp_path / "nowhere"):
+        open_corpus(path, format=format, images=tmp_path / "nowhere")
