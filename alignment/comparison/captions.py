@@ -187,12 +187,19 @@ class CaptionQueries:
         of_way = {way: np.concatenate(parts) for way, parts in ranks.items()}
         image, caption, both = (self._found(of_way[way], 10) for way in (IMAGE, CAPTION, FUSED))
         bare = self._found(self.ranks, 10)
-        estimates = (
-            bootstrap_mean(found, self.asked.groups, seed=seed)
-            for found in (image, caption, both, both - caption, caption - bare)
+
+        def estimated(found: Floats) -> Estimate:
+            return bootstrap_mean(found, self.asked.groups, seed=seed)
+
+        return ByWay(
+            fused.weight,
+            image=estimated(image),
+            caption=estimated(caption),
+            fused=estimated(both),
+            gain=estimated(both - caption),
+            projected=estimated(caption - bare),
+            first={way: float(self._found(found, 1).mean()) for way, found in of_way.items()},
         )
-        first = {way: float(self._found(found, 1).mean()) for way, found in of_way.items()}
-        return ByWay(fused.weight, *estimates, first)
 
     def _part(
         self, rows: slice, by_image: npt.NDArray[np.floating], images: IntArray, by_caption: npt.NDArray[np.floating]

@@ -10,6 +10,7 @@ from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.caption_weight import CAPTION_WEIGHT
 from alignment.retrieval.grouped import ModalityEmbeddings
 from alignment.retrieval.paraphrases import paraphrased
+from alignment.retrieval.ways import Way
 from alignment.vectors import FloatArray, l2_normalize
 
 
@@ -186,6 +187,6 @@ def in_words(
 ) -> str:
     alone = caption if bare is None else bare
     gain, projected = estimated(fused - caption, 0.07), estimated(caption - alone, 0.07)
-    first = {"image": image / 2, "caption": caption / 2, "fused": fused / 2}
+    first: dict[Way, float] = {"image": image / 2, "caption": caption / 2, "fused": fused / 2}
     by_way = ByWay(CAPTION_WEIGHT, estimated(image), estimated(caption), estimated(fused), gain, projected, first)
     return CaptionsAlone(40, paraphrased, estimated(alone), estimated(alone)).in_words(by_way)
