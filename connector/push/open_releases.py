@@ -10,6 +10,7 @@ from alignment.errors import ModalignError
 from alignment.metrics import Lowering, Metric
 from alignment.modality import Modality
 from alignment.model.alignment import Alignment
+from alignment.plurals import counted
 from alignment.sets.cards import EncoderCard
 from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreError, StoreUnavailableError
 from connector.provenance.leases import creation_lock
@@ -23,7 +24,7 @@ from connector.releases.layouts import complete, inherited, merged, payload_meta
 from connector.releases.recorded_settings import collection_config
 from connector.releases.release import Release, check_alignment, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present, shows
-from connector.releases.store_identity import check_owner, claim_collection, here, owner
+from connector.releases.store_identity import FOREIGN, check_owner, claim_collection, here, owner
 from connector.stores.contract import Store
 from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, Layout, PayloadKind, checked_layout
 from connector.stores.payload_paths import canonical_path
@@ -141,7 +142,7 @@ class ReleaseOpener:
         if exists:
             check_chain(self.store, name, metadata)
             if not self.take_over:
-                check_owner(self.provenance, self.store, name, here(self.provenance, self.store))
+                self._check_owner(name)
         row, recorded = self._row(name, metric, lowering)
         new = not exists and not recorded
         if exists and recorded and self._is_leftover(row):
@@ -160,6 +161,19 @@ class ReleaseOpener:
             self._check_layout(row)
             self._change_payload(row)
         return ReleaseWriter(Release(row, self.alignment, metric, lowerings), new)
+
+    def _check_owner(self, name: str) -> None:
+        """Refuse a collection that another database claims, and one with points of which neither side says anything."""
+        store_id = here(self.provenance, self.store)
+        if check_owner(self.provenance, self.store, name, store_id) or self._rows_of(name):
+            return
+        if points := self.store.count(name):
+            raise MismatchError(
+                f"collection {name} at {self.store.url} holds {counted(points, 'point')} that SQL does not know, and "
+                "says not whose it is: push into a collection of another name; if the database that wrote it is lost, "
+                "take it over: `modalign push --take-over`",
+                code=FOREIGN,
+            )
 
     def _rows_of(self, name: str) -> list[ReleaseRow]:
         return self.provenance.releases.find(store_id=here(self.provenance, self.store), physical_name=name)

@@ -26,7 +26,7 @@ from connector.releases.reconcile import ReconcileReport, delete_orphans, reconc
 from connector.releases.release import Release, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present
 from connector.releases.status import lost_collection
-from connector.releases.store_identity import claim_collection, here, record_store
+from connector.releases.store_identity import claim_collection, claim_fault, here, record_store
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)
@@ -156,10 +156,15 @@ def _reconcile(
 ) -> tuple[Release | None, ReconcileReport]:
     try:
         release = load_release(provenance, store, row, device=device)
-        if options.get("repair") is not None:
+        repair, unclaimed = options.get("repair"), claim_fault(provenance, store, row)
+        if repair is not None:
             claim_collection(provenance, store, row)
         with progress(f"verify {release.name}", row.points, "row") as advance:
             report = reconcile(release, store, provenance, advance=advance, **options)
+        if unclaimed:
+            report.settings.append(unclaimed)
+            if repair is not None:
+                repair.counts["restored"] += 1
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
         raise
     except CollectionNotFoundError as error:

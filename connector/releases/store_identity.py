@@ -128,6 +128,19 @@ def check_owner(provenance: Provenance, store: "Store", name: str, store_id: int
     return True
 
 
+def claim_fault(provenance: Provenance, store: "Store", row: ReleaseRow) -> str | None:
+    """Say that the collection of a release does not say any more whose it is, so that another database may take it.
+
+    None: it does; or no collection of its store ever did, as before they were claimed.
+    """
+    if _claim(store.metadata(row.physical_name)) is not None or not provenance.stores.is_claimed(row.store_id):
+        return None
+    return (
+        f"collection {row.physical_name} does not say any more of which release it is; run `modalign repair "
+        f"{row.collection}`"
+    )
+
+
 def claim_collection(provenance: Provenance, store: "Store", row: ReleaseRow, *, take_over: bool = False) -> None:
     """Let the collection of a release say that it is this one's, if it does not yet.
 

@@ -24,6 +24,7 @@ from alignment.retrieval.ranks import (
     relevant_ranks,
 )
 from alignment.sets.cards import EncoderCard
+from connector.audits import kind_queries, seen_unseen
 from connector.audits import stages as staged
 from connector.audits.captions import CAPTIONED, PARAPHRASED, UNCAPTIONED
 from connector.audits.measures import MEASURES
@@ -186,7 +187,8 @@ class TestEqualsTheReference:
         assert [len(made) for made in calls] == [0] * len(changing)
         assert served.snapshot() == before
 
-    def test_progress_counts_every_query(self, served: World) -> None:
+    def test_progress_counts_every_query(self, served: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(seen_unseen, "STAGED", kind_queries.MOST)
         done: list[int] = []
         found = audit(opened(served), served.store, the_set(served), queries="all", advance=done.append)
         asked = sum(found.measure(direction, "mrr").queries for direction in DIRECTIONS)

@@ -255,6 +255,19 @@ class TestAnotherDatabase:
         assert live(other) == []
         opened(world)
 
+    def test_a_claim_that_is_gone_is_missed_and_restored_and_opens_no_door(self, world: World, other: World) -> None:
+        (name,) = world.store.collections()
+        world.store.add_metadata(name, {OWNER: None})
+        with raises(MismatchError, name, 12, "--take-over", code=FOREIGN):
+            other.push(other.set("s", *pairs(6)))
+        assert world.store.metadata(name).get(OWNER) is None
+        assert consistent(world, world.store) == [False]
+        with world.provenance.runs.start("repair", {}) as run:
+            repair_releases(world.provenance, world.store, run, COLLECTION)
+        assert run.counts["restored"] == 1
+        assert world.store.metadata(name)[OWNER]["release"] == world.provenance.releases.find()[0].id
+        assert consistent(world, world.store) == [True]
+
     def test_its_alias_is_not_switched_even_by_force(self, world: World, other: World) -> None:
         aliases = world.store.aliases()
         other.alignment("b", turn=1)
