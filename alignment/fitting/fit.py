@@ -256,7 +256,10 @@ def _report_whole(whole: Mapping[str, WholeRecall], progress: Progress) -> None:
 
 
 def _report_best(best: Candidate, scores: Sequence[Candidate], progress: Progress) -> None:
-    progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
+    progress(
+        f"best: {best.method} {best.hyperparameters}, {best.score:.3f} in the cross-validation, a mean over Recall@1, "
+        "5 and 10 of seen and unseen items"
+    )
     if others := [score for score in scores if score.method != best.method]:
         other = best_of(others)
         compared = f"over {other.folds} of {best.folds} folds"
