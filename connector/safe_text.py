@@ -52,12 +52,12 @@ def redacted(url: str) -> str:
 
 
 def split_urls(urls: str) -> list[str]:
-    """Return the URLs between commas; a comma within one does not divide it.
+    """Return the URLs between commas; a comma within one does not divide it, and one before or after all is none.
 
-    >>> split_urls("http://a:6333, grpc://b:6334,")
+    >>> split_urls(", http://a:6333, grpc://b:6334,")
     ['http://a:6333', 'grpc://b:6334']
     """
-    return re.split(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)", urls.strip().rstrip(", ")) if "," in urls else [urls]
+    return re.split(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)", urls.strip(", \t\r\n")) if "," in urls else [urls]
 
 
 def without_secrets(text: str) -> str:

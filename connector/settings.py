@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 
 from alignment.object_storage import is_remote, is_url, located
 from connector.errors import SettingsError
-from connector.safe_text import redacted
+from connector.safe_text import redacted, split_urls
 
 REQUEST_SECONDS = 60
 MAX_PIXELS = 100_000_000  # of an image to decode; a larger one decompresses to more than 300 MB
@@ -77,7 +77,7 @@ class Settings:
         ca_file = _given("qdrant_ca_file")
         return cls(
             home=place,
-            store_url=store_url or f"edge:{place / 'qdrant'}",
+            store_url=_addresses(store_url) or f"edge:{place / 'qdrant'}",
             database_url=database_url or _sqlite_url(place / "modalign.db"),
             device=_given("device", device) or "auto",
             api_key=_given("qdrant_api_key"),
@@ -130,6 +130,11 @@ def _variable(name: str) -> str:
 def _given(name: str, value: str | Path | None = None) -> str | None:
     """Return what is given, then the variable of a setting; an empty one counts as unset."""
     return str(value) if value else os.environ.get(_variable(name)) or None
+
+
+def _addresses(url: str | None) -> str | None:
+    """Return the addresses of servers without white space around them, which no message would show."""
+    return url if url is None or url.startswith("edge:") else ",".join(split_urls(url.strip())) or url
 
 
 def _refuse_empty(**places: str | Path | None) -> None:

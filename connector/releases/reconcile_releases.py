@@ -6,13 +6,7 @@ from typing import Any
 
 from alignment.errors import ModalignError
 from alignment.plurals import counted
-from connector.errors import (
-    CollectionNotFoundError,
-    MismatchError,
-    ProvenanceError,
-    StoreBusyError,
-    StoreUnavailableError,
-)
+from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreUnavailableError
 from connector.progress import progress
 from connector.provenance.leases import orphan_lock, promotion_lock, repair_lock
 from connector.provenance.recorder import Provenance
@@ -25,7 +19,6 @@ from connector.releases.promotion import Lifecycle
 from connector.releases.reconcile import ReconcileReport, delete_orphans, reconcile
 from connector.releases.release import Release, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present
-from connector.releases.status import lost_collection
 from connector.releases.store_identity import claim_collection, claim_fault, here, record_store
 from connector.stores.contract import Store
 
@@ -167,9 +160,6 @@ def _reconcile(
                 repair.counts["restored"] += 1
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
         raise
-    except CollectionNotFoundError as error:
-        broken = f"{lost_collection(provenance, row)} ({error})"
-        return None, ReconcileReport(row.physical_name, broken=broken)
     except ModalignError as error:
         return None, ReconcileReport(row.physical_name, broken=str(error))
     return release, report

@@ -20,7 +20,7 @@ from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.names import names_there
 from alignment.retrieval.thresholds import holds
-from connector.errors import CollectionNotFoundError, MismatchError
+from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import ReleaseRow
@@ -196,6 +196,8 @@ def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, devic
     """Load the alignment of a release and check its chain against SQL and the collection.
 
     Raises:
+        CollectionNotFoundError: the store does not have the collection; the message says what makes it anew.
+        AccessDeniedError: the key may not read it; the message says which right that takes.
         MismatchError: two of them differ; the message names both sides.
     """
     recorded = provenance.artifacts.alignment(row.alignment_id)
@@ -206,9 +208,23 @@ def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, devic
     lowering = lowerings["image"]
     check_row(row, metric, lowering)
     check_settings(row)
-    check_chain(store, row.physical_name, chain(alignment, metric, lowering))
+    try:
+        check_chain(store, row.physical_name, chain(alignment, metric, lowering))
+    except CollectionNotFoundError as error:
+        raise CollectionNotFoundError(f"{lost_collection(provenance, row)} ({error})") from error
+    except AccessDeniedError as error:
+        raise AccessDeniedError(
+            f"to read release {row.physical_name} takes the right `r` on its collection, or more: {error}"
+        ) from error
     check_owner(provenance, store, row.physical_name, row.store_id)
     return Release(row, alignment, metric, lowerings)
+
+
+def lost_collection(provenance: Provenance, row: ReleaseRow) -> str:
+    """Say that the collection of a release is gone, and which embedding sets make it anew."""
+    sets = ", ".join(embedding_set.name for embedding_set in provenance.ledger.sets_in([row.id]))
+    again = f"push its embedding sets again: {sets}" if sets else "nothing was recorded of it; push into it"
+    return f"collection {row.physical_name} is not in the store; {again}"
 
 
 def check_alignment(provenance: Provenance, row: ReleaseRow, alignment: Alignment) -> None:

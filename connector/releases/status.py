@@ -14,6 +14,7 @@ from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, 
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.lag import Lag, lag_of
 from connector.releases.next_audit import audit_command
+from connector.releases.release import lost_collection
 from connector.releases.store_identity import check_owner, no_release
 
 if TYPE_CHECKING:
@@ -118,13 +119,6 @@ def read_stored(provenance: Provenance, store: "Store", rows: Iterable[ReleaseRo
         hidden += [unseen] if (unseen := alias_unseen(store, row)) else []
         stored[row.id] = StoredRelease(points, faults, tuple(hidden))
     return stored
-
-
-def lost_collection(provenance: Provenance, row: ReleaseRow) -> str:
-    """Say that the collection of a release is gone, and which embedding sets make it anew."""
-    sets = ", ".join(embedding_set.name for embedding_set in provenance.ledger.sets_in([row.id]))
-    again = f"push its embedding sets again: {sets}" if sets else "nothing was recorded of it; push into it"
-    return f"collection {row.physical_name} is not in the store; {again}"
 
 
 def read_closed(

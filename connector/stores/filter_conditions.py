@@ -16,6 +16,8 @@ from connector.stores.payload_paths import parse_path
 
 BOUNDS = ("lt", "lte", "gt", "gte")
 LARGEST_ID = (1 << 64) - 1
+# Between these, stores round whole numbers to floats, and their indexes do not. No whole number lies beyond.
+FIRST_ROUNDED, LAST_ROUNDED = 1 << 53, 1 << 63
 MOST_LON, MOST_LAT = 180, 90
 # Larger than the Earth, and a float32, in which gRPC sends it, holds both.
 LEAST_METRES, MOST_METRES = 1e-9, 1e8
@@ -33,9 +35,10 @@ def check_condition(condition: Any, *, in_element: bool = False) -> None:
 
     Raises:
         FilterError: a condition on a field holds no test or several; a path is invalid; a range has no bound, two lower
-            or two upper ones; a count of values may be 0; a number is not finite or needs more than 64 bits; a time is
-            in no year from 1 to 9999; a text holds no word or is no Unicode; a place is nowhere on Earth; a ring is not
-            closed; an id is none; or a condition on an element is on what no element has.
+            or two upper ones, or one at which whole numbers would be rounded; a count of values may be 0; a number is
+            not finite or needs more than 64 bits; a time is in no year from 1 to 9999; a text holds no word or is no
+            Unicode; a place is nowhere on Earth; a ring is not closed; an id is none; or a condition on an element is
+            on what no element has.
     """
     match type(condition).__name__:
         case "FieldCondition":
@@ -95,6 +98,12 @@ def _check_field(condition: Any) -> None:
         for bound in bounds.values():
             if isinstance(bound, datetime):
                 _check_time(condition.key, bound)
+            elif isinstance(bound, float) and FIRST_ROUNDED <= abs(bound) <= LAST_ROUNDED:
+                raise FilterError(
+                    f"the range of {condition.key!r}: {bound:.0f} is compared with rounded whole numbers, except by an "
+                    "index of them; expected bounds below 2^53 in size, or beyond 2^63; a time can be a text, with an "
+                    "index of kind datetime"
+                )
         if name == "values_count":
             _check_count(condition.key, bounds)
     elif name == "match":

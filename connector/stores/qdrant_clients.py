@@ -1,9 +1,11 @@
 """Clients of a Qdrant server: made from a URL, over REST or gRPC, whose requests end at the deadline that holds."""
 
+import logging
 import math
 import ssl
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,6 +20,8 @@ from connector.stores.consistent_client import ConsistentClient
 from connector.stores.deadlines import shortened
 from connector.stores.qdrant_address import FORMS
 from connector.stores.request_deadline import DeadlineTransport
+
+_log = logging.getLogger(__name__)
 
 GRPC_PORT = 6334
 GRPC_CHANNELS = 3
@@ -56,9 +60,10 @@ def make_client(url: str, *, api_key: str | None, ca_file: Path | None, timeout:
                 options["auth"] = (unquote(parts.username), unquote(parts.password or ""))
         else:
             raise ValueError
+        if api_key and parts.scheme in ("http", "grpc") and parts.hostname not in LOOPBACK:
+            _warn_of_open_key()
         with warnings.catch_warnings():
-            if parts.hostname in LOOPBACK:  # a key that never leaves the machine needs no encryption
-                warnings.filterwarnings("ignore", "Api key is used with an insecure connection", UserWarning)
+            warnings.filterwarnings("ignore", "Api key is used with an insecure connection", UserWarning)
             client = ConsistentClient(**options)
         if parts.scheme.startswith("grpc"):
             _shorten_calls(client)
@@ -67,6 +72,12 @@ def make_client(url: str, *, api_key: str | None, ca_file: Path | None, timeout:
     except ValueError:  # its text may hold the URL with the password in it
         raise SettingsError(f"store {redacted(url)!r}: expected {FORMS}") from None
     return client
+
+
+@cache
+def _warn_of_open_key() -> None:
+    """Say once that the key is not encrypted; one that never leaves the machine need not be."""
+    _log.warning("MODALIGN_QDRANT_API_KEY travels unencrypted; write https:// or grpcs:// if the server speaks TLS")
 
 
 def secrets_of(url: str) -> tuple[str | None, ...]:

@@ -48,6 +48,7 @@ from connector.stores.qdrant_failures import (
     TRANSIENT_STATUS,
     no_time_after,
     retry_seconds,
+    sentence_of,
     timed_out,
     together,
 )
@@ -255,7 +256,9 @@ class Connection:
             self._check_time(failures)
             try:
                 self.addresses.check()
-                return self.once(operation, *args, **options)
+                answer = self.once(operation, *args, **options)
+                self.addresses.tell()
+                return answer
             except StoreUnavailableError as error:
                 failures.append(error)
                 if len(self.addresses) > 1 and error.retry_after is None:
@@ -301,7 +304,7 @@ class Connection:
         """Return our error for an error of the client, most specific first; None if it is not the client's."""
         match error:
             case UnexpectedResponse():
-                content = error.content.decode(errors="replace")[:500]
+                content = sentence_of(error.content)
                 return self._answered(error.status_code or 0, content, retry_seconds(error.headers.get("Retry-After")))
             case ResponseHandlingException(source=ValidationError()):
                 return self._no_qdrant(error)
@@ -403,8 +406,11 @@ def connected(
     Raises:
         SettingsError: a URL, the key or the file is invalid.
     """
-    if api_key and not (api_key.isascii() and api_key.isprintable()):
-        raise SettingsError("MODALIGN_QDRANT_API_KEY: expected printable ASCII, as a header can carry; got other text")
+    if api_key and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
+        raise SettingsError(
+            "MODALIGN_QDRANT_API_KEY: expected printable ASCII without white space around it, as a header can carry; "
+            "got other text"
+        )
     first, *others = split_urls(url)
     for each in (first, *others):
         check_address(each)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from qdrant_client import QdrantClient
 
-from connector.safe_text import redacted, without_secrets
+from connector.safe_text import redacted
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ class Addresses:
 
     def __init__(self, clients: Mapping[str, QdrantClient]):
         self._clients = list(clients.items())
-        self._present = 0
+        self._present = self._told = 0
+        self._reason = ""
         self._admitted: set[str] = set()
         self._lock = threading.RLock()
         only = self._clients[0][1] if len(self._clients) == 1 else None
@@ -61,9 +62,19 @@ class Addresses:
         """Go on with the address after `url`, unless another thread has left it already."""
         with self._lock:
             if self.in_use[0] == url:
+                if self._present == self._told:
+                    what, _, status = str(error).partition(": ")[0].partition(" answered ")
+                    self._reason = f"{what} could not do what was asked, and answered {status}" if status else what
                 self._present = (self._present + 1) % len(self._clients)
-                reason = without_secrets(str(error).partition("\n")[0])
-                _log.info("%s; going on with %s", reason, redacted(self.in_use[0]))
+
+    def tell(self) -> None:
+        """Say once that another address than before is in use, now that it has answered."""
+        if self._present == self._told:
+            return
+        with self._lock:
+            if self._present != self._told:
+                self._told = self._present
+                _log.info("%s; going on with %s", self._reason, redacted(self.in_use[0]))
 
     def close(self) -> None:
         """Close the clients of all addresses."""

@@ -1,7 +1,9 @@
 """Failures of requests to a Qdrant server: what a status means, and how several failures are said as one."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -56,11 +58,24 @@ NEVER_SENT = (
     httpcore.LocalProtocolError,
     httpcore.UnsupportedProtocol,
 )
+SHOWN = 500  # characters of an answer
 # What to do about a server that cannot be reached.
 CHECK = (
     "; check that it runs, that MODALIGN_QDRANT_URL names it, and that MODALIGN_QDRANT_TIMEOUT leaves it the time it "
     "needs"
 )
+
+
+def sentence_of(content: bytes) -> str:
+    """Return what an answer says is wrong: Qdrant's sentence, without the JSON around it, or the text of a proxy.
+
+    >>> sentence_of(b'{"status": {"error": "Forbidden: Global access is required"}, "time": 0.1}')
+    'Forbidden: Global access is required'
+    """
+    text = content.decode(errors="replace")
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        text = str(json.loads(text)["status"]["error"])
+    return text[:SHOWN]
 
 
 def together(failures: Sequence[StoreUnavailableError]) -> StoreUnavailableError:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from qdrant_client import QdrantClient, models
 
-from connector.errors import SettingsError, StoreError
+from connector.errors import CollectionNotFoundError, SettingsError, StoreError
 from connector.safe_text import redacted
 from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_filter import OLDEST_SERVER
@@ -77,7 +77,13 @@ class Nodes:
         self._connection.version = min(node.version, self._connection.version or node.version)
 
     def _node(self, url: str, client: QdrantClient) -> _Node:
-        versions = {redacted(url): self._call(client.info).version}
+        try:
+            versions = {redacted(url): self._call(client.info).version}
+        except CollectionNotFoundError as error:  # the answer of 404, which means a collection elsewhere
+            raise StoreError(
+                f"{redacted(url)}: nothing of Qdrant answers here; check the host, the port and the path in "
+                "MODALIGN_QDRANT_URL"
+            ) from error
         peers: frozenset[int] | None = None
         if not self._connection.grpc:
             try:

@@ -102,6 +102,21 @@ def test_the_home_is_absolute_and_knows_the_tilde(monkeypatch: pytest.MonkeyPatc
     assert Settings.load(home="y").home == tmp_path / "y"
 
 
+@pytest.mark.parametrize(
+    ("url", "taken"),
+    [
+        ("http://h:6333 \n", "http://h:6333"),
+        (" http://a:1 ,\thttp://b:2", "http://a:1,http://b:2"),
+        (",http://h:6333", "http://h:6333"),
+        ("http://h:6333,", "http://h:6333"),
+        ("edge:/a place ", "edge:/a place "),
+        (" , ", " , "),
+    ],
+)
+def test_white_space_around_addresses_is_not_of_them(url: str, taken: str) -> None:
+    assert Settings.load(home="/h", qdrant_url=url).store_url == taken
+
+
 def test_the_key_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODALIGN_QDRANT_API_KEY", "top-secret")
     settings = Settings.load(home="/h")

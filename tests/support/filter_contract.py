@@ -258,6 +258,8 @@ REFUSED: dict[str, tuple[models.Filter, list[str]]] = {
     "counts from zero": (must(field("tags", values_count=models.ValuesCount(gte=0, lte=4))), ["'tags'", "is_empty"]),
     "a bound that is no number": (must(field("n", range=models.Range(gte=float("nan")))), ["nan"]),
     "a bound beyond all numbers": (must(field("n", range=models.Range(lt=float("inf")))), ["inf"]),
+    "a bound at which an index and the engine part": (must(field("n", range=models.Range(gt=2.0**53))), ["2^53"]),
+    "a bound at the largest integer": (must(field("n", range=models.Range(gte=-1, lte=2.0**63))), ["2^63"]),
     "a radius that is no number": (
         must(field("place", geo_radius=models.GeoRadius(center=POINT(lon=1, lat=1), radius=float("nan")))),
         ["nan"],

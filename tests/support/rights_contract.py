@@ -264,6 +264,10 @@ class RightsContract:
             (ready,) = [release for release in home.status().releases if release.row.state == "ready"]
             assert ready.pending.startswith("a shadow")
 
+    def test_a_search_without_the_right_says_which_one_it_takes(self, house: House) -> None:
+        with house.home(ELSEWHERE) as home, raises(AccessDeniedError, live(house), "the right `r`"):
+            search(house, home)
+
     def test_a_push_into_a_live_release_needs_no_right_to_its_alias(self, house: House) -> None:
         """The key does not show the alias, or shows that it is right already."""
         alias = f"{house.collection}.cosine"

@@ -172,7 +172,6 @@ class TestSecrets:
             f"127.0.0.1:1/?api-key={KEY}",
         ],
     )
-    @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
     def test_of_the_store(self, home: Path, url: str) -> None:
         for arguments in (("push", "pairs", "--into", "new", "--alignment", "a"), ("search", "things", "red")):
             ended = modalign(*arguments, "--qdrant-url", url, "--home", home)

@@ -206,7 +206,7 @@ class TestOpening:
     def test_a_collection_that_is_gone_is_an_error(self, world: World) -> None:
         (release,) = push(world)
         world.store.drop(release.name)
-        with pytest.raises(CollectionNotFoundError):
+        with raises(CollectionNotFoundError, world.store.url, f"{release.name} is not in the store", "again: s"):
             opened(world)
 
     def test_a_lowering_that_changed_is_refused(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

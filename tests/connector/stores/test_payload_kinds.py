@@ -65,7 +65,9 @@ def by(key: str, **test: Any) -> models.Filter:
 def finds(kind: PayloadKind, value: Any) -> models.Filter:
     """A filter for a stored value of a kind."""
     match kind:
-        case "integer" | "float":
+        case "integer":
+            return by(kind, match=models.MatchValue(value=value))
+        case "float":
             return by(kind, range=models.Range(gte=value, lte=value))
         case "datetime":
             return by(kind, range=models.DatetimeRange(gte=datetime(1, 1, 1, tzinfo=UTC)))
@@ -157,7 +159,7 @@ def test_nothing_is_refused_where_there_is_nothing() -> None:
         ('{"key": "integer", "match": {"except": ["4"]}}', ("integer", "a text")),
         ('{"key": "integer", "range": {"gte": "2024-01-01T00:00:00Z"}}', ("integer", "a range of times")),
         ('{"key": "integer", "range": {"lt": 1e200}}', ("integer", "beyond 64 bits")),
-        ('{"key": "integer", "range": {"gte": 0, "lte": 9223372036854775808}}', ("integer", "beyond 64 bits")),
+        ('{"key": "integer", "range": {"gte": 0, "lte": 18446744073709551616}}', ("integer", "beyond 64 bits")),
         ('{"key": "float", "match": {"value": 4}}', ("float", "a whole number", "gte")),
         ('{"key": "bool", "match": {"value": 1}}', ("bool", "a whole number")),
         ('{"key": "keyword", "match": {"value": 4}}', ("keyword", "a whole number")),

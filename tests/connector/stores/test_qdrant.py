@@ -32,7 +32,7 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from connector.stores import qdrant_clients, qdrant_readiness
+from connector.stores import qdrant_clients, qdrant_connection, qdrant_readiness
 from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.consistent_client import ConsistentClient
 from connector.stores.layout import Layout
@@ -118,7 +118,7 @@ def test_answers_become_exceptions(server: CannedServer, store: QdrantStore, fai
     assert len(server.requests) == requests
 
 
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("failure", sorted(FAILURES.keys() - {"not found"}))
 def test_connecting_to_them_fails_alike(server: CannedServer, failure: str) -> None:
     status, headers, body, expected, requests, message = FAILURES[failure]
     server.answer = lambda method, path: (status, headers, body)
@@ -126,6 +126,19 @@ def test_connecting_to_them_fails_alike(server: CannedServer, failure: str) -> N
         QdrantStore.connect(server.url)
     assert type(raised.value) is expected
     assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>404 Not Found</html>"])
+def test_where_nothing_of_qdrant_answers(server: CannedServer, body: bytes) -> None:
+    server.always(404, body)
+    with raises(StoreError, f"{server.url}/x", "nothing of Qdrant", "path"):
+        QdrantStore.connect(f"{server.url}/x")
+
+
+def test_what_qdrant_says_is_shown_without_the_json_around_it(server: CannedServer, store: QdrantStore) -> None:
+    server.always(403, json.dumps({"status": {"error": "Forbidden: Access to c is required"}, "time": 1e-4}).encode())
+    with raises(AccessDeniedError, "answered 403: Forbidden: Access to c is required; check"):
+        store.count("c")
 
 
 def test_a_closed_connection_is_tried_again(server: CannedServer, store: QdrantStore) -> None:
@@ -214,6 +227,34 @@ def test_the_key_is_sent_and_never_shown(server: CannedServer, status: int) -> N
         assert KEY not in str(error)
         assert KEY not in repr(error)
         error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "grpc://127.0.0.1:1"])
+@pytest.mark.parametrize("key", [f" {KEY}", f"{KEY} ", f"{KEY}\n", f"\t{KEY}", "s\xe9cret", "\n"])
+def test_a_key_that_no_header_carries_is_named_before_anything_is_sent(url: str, key: str) -> None:
+    with pytest.raises(SettingsError, match=r"MODALIGN_QDRANT_API_KEY.*white space") as raised:
+        QdrantStore.connect(url, api_key=key)
+    assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "open_key"),
+    [
+        ("http://127.1:1", True),
+        ("http://[::ffff:127.0.0.1]:1", True),
+        ("grpc://h:1", True),
+        ("https://h:1", False),
+        ("http://localhost:1", False),
+    ],
+)
+def test_one_line_says_that_the_key_is_not_encrypted(
+    url: str, open_key: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    qdrant_clients._warn_of_open_key.cache_clear()
+    for _ in range(2):
+        qdrant_connection.connected(url, api_key=KEY).client.close()
+    qdrant_connection.connected(url).client.close()
+    assert [("MODALIGN_QDRANT_API_KEY" in line, KEY in line) for line in caplog.messages] == [(True, False)] * open_key
 
 
 def test_a_password_in_the_url_is_never_shown(server: CannedServer) -> None:

@@ -211,6 +211,38 @@ class TestSeveralAddresses:
             assert store.count("c") == 7
             assert first.requests == [("POST", "/collections/c/points/count")]  # the living one is kept
 
+    @pytest.mark.parametrize("failure", ["answered 500", "cannot be reached"])
+    def test_another_address_is_told_of_once_in_plain_words(
+        self, start: Start, failure: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "connector")
+        first, second = start(), start()
+        for server in (first, second):
+            telling(server, cluster=STATUS, telemetry=telemetry(a="1.18.3", b="1.18.3", c="1.18.3"), count={"count": 7})
+        json = b'{"status":{"error":"Service internal error: 1 of 2 read operations failed"},"time":0.1}'
+        with QdrantStore.connect(f"{first.url},{second.url}") as store:
+            first.answer = lambda method, path: (500, {}, json) if failure == "answered 500" else None
+            for _ in range(3):
+                assert store.count("c") == 7
+        (line,) = (record.getMessage() for record in caplog.records if "going on" in record.getMessage())
+        assert line.startswith(first.url)
+        assert line.endswith(f"{failure}; going on with {second.url}")
+
+    def test_no_other_address_is_told_of_where_none_answers(
+        self, start: Start, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "connector")
+        servers = [start(), start()]
+        for server in servers:
+            telling(server, cluster=STATUS, telemetry=telemetry(a="1.18.3", b="1.18.3", c="1.18.3"))
+        retry = RetryPolicy(attempts=3, initial_backoff=0.01, jitter=0.0)
+        with QdrantStore.connect(",".join(server.url for server in servers), retry=retry) as store:
+            for server in servers:
+                server.always(500, b"no")
+            with raises(StoreUnavailableError, *(server.url for server in servers)):
+                store.count("c")
+        assert "going on" not in caplog.text
+
     @pytest.mark.parametrize(
         ("status", "kind"),
         [(400, RequestRefusedError), (404, CollectionNotFoundError), (403, AccessDeniedError), (409, StoreError)],
