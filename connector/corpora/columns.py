@@ -65,7 +65,9 @@ class Columns:
 
     def check(self, path: Path, names: Sequence[str]) -> None:
         """Raise a `CorpusError` if columns are missing from the `names` of a file, are misspelt, or are there twice."""
-        shown = printable(", ".join(name if name == name.strip() else repr(name) for name in names)) or "none"
+        if not names:
+            raise CorpusError(f"manifest {path} is empty: expected columns; a CSV names them in its first line")
+        shown = printable(", ".join(name if name == name.strip() else repr(name) for name in names))
         for option, columns in (
             ("--key", (self.key,)),
             ("--image", (self.image,)),

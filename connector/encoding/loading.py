@@ -92,7 +92,10 @@ def encoder_classes(specs: Mapping[Modality, str]) -> dict[str, type[Encoder]]:
     classes = {spec: encoder_class(spec) for spec in dict.fromkeys(specs.values())}
     for modality, spec in specs.items():
         if modality not in (modalities := classes[spec].modalities):
-            raise EncoderError(f"{spec} encodes {' and '.join(modalities)}; expected one for {modality}")
+            raise EncoderError(
+                f"encoder {spec} encodes {' and '.join(modalities)}s; expected one of {modality}s, as the "
+                f"{modality} encoder"
+            )
     return classes
 
 

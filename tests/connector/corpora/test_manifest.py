@@ -432,7 +432,7 @@ def test_a_manifest_without_its_columns_is_no_corpus(suffix: str, names: list[st
 
 def test_a_csv_without_a_header_is_no_corpus(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("")
-    with raises(CorpusError, tmp_path / "m.csv", "none"):
+    with raises(CorpusError, tmp_path / "m.csv", "is empty"):
         read(tmp_path / "m.csv")
 
 
