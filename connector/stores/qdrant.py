@@ -156,7 +156,7 @@ class QdrantStore(Store):
     def check_may_manage(self) -> None:
         """Change no alias; a server that refuses the request as empty has let the key pass, too."""
         with suppress(RequestRefusedError):
-            self._call(self._client.update_collection_aliases, change_aliases_operations=[])
+            self._cluster.change(self._client.update_collection_aliases, change_aliases_operations=[])
 
     @override
     def check_layout(self, layout: Layout) -> None:
@@ -177,7 +177,7 @@ class QdrantStore(Store):
         if self._call(self._client.collection_exists, name):
             raise StoreError(f"{self.url}: collection {name!r} exists")
         try:
-            self._call(self._client.create_collection, name, **creation(config))
+            self._cluster.change(self._client.create_collection, name, **creation(config))
         except StoreError:
             if not self._is(name, config):
                 raise  # otherwise an earlier attempt created it, and only its answer was lost
@@ -192,7 +192,7 @@ class QdrantStore(Store):
 
     def _create_index(self, name: str, field: str, kind: PayloadKind) -> None:
         schema = index_schema(kind)
-        self._call(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
+        self._cluster.change(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
 
     @override
     def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:
@@ -205,10 +205,10 @@ class QdrantStore(Store):
         indexes = {field: kind for field, kind in config.payload_indexes.items() if _of_index(field, changed)}
         for field, kind in indexes.items():
             if field in info.payload_schema:
-                self._call(self._client.delete_payload_index, name, field_name=field, wait=True)
+                self._cluster.change(self._client.delete_payload_index, name, field_name=field, wait=True)
             self._create_index(name, field, kind)
         if len(changed) > len(indexes):
-            self._call(self._client.update_collection, name, **restoration(info, config))
+            self._cluster.change(self._client.update_collection, name, **restoration(info, config))
         self._known.clear()
 
     def _is(self, name: str, config: CollectionConfig) -> bool:
@@ -224,7 +224,7 @@ class QdrantStore(Store):
         """Delete a collection; the server deletes its aliases with it."""
         self._known.clear()
         if self._call(self._client.collection_exists, name):
-            self._call(self._client.delete_collection, name)
+            self._cluster.change(self._client.delete_collection, name)
 
     @override
     def describe(self, name: str) -> CollectionInfo:
@@ -247,7 +247,7 @@ class QdrantStore(Store):
 
     @override
     def add_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
-        self._call(self._client.update_collection, name, metadata=dict(metadata))
+        self._cluster.change(self._client.update_collection, name, metadata=dict(metadata))
 
     @override
     def vectors(self, name: str) -> Mapping[str, VectorConfig]:
@@ -371,7 +371,7 @@ class QdrantStore(Store):
             for alias, target in aliases.items()
         ]
         self._known.clear()
-        self._call(self._client.update_collection_aliases, change_aliases_operations=actions)
+        self._cluster.change(self._client.update_collection_aliases, change_aliases_operations=actions)
 
 
 def _of_index(field: str, changed: Sequence[SettingDifference]) -> bool:

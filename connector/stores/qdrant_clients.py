@@ -28,6 +28,7 @@ GRPC_CHANNELS = 3
 # A server sends a compressed answer in pieces. The last one waits until the first is acknowledged, which the system may
 # put off for 40 ms: ten times as long as a search takes.
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
+ANSWER_SECONDS = 1  # to answer, beyond the time that a server is told to wait
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
@@ -98,9 +99,13 @@ def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[s
 
 
 def _shorten(request: httpx.Request) -> None:
-    """Let a request of httpx end at the deadline that holds where it is made."""
+    """Let a request of httpx end at the deadline that holds where it is made.
+
+    The client waits exactly as long as it tells a server to wait: too short for the answer that says so.
+    """
+    more = ANSWER_SECONDS if "timeout" in request.url.params else 0
     timeouts = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {name: shortened(seconds) for name, seconds in timeouts.items()}
+    request.extensions["timeout"] = {name: shortened(s if s is None else s + more) for name, s in timeouts.items()}
 
 
 def _shorten_calls(client: QdrantClient) -> None:

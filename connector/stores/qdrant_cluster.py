@@ -28,7 +28,7 @@ from connector.errors import (
     StoreUnavailableError,
 )
 from connector.stores.consistent_client import ConsistentClient
-from connector.stores.deadlines import given
+from connector.stores.deadlines import deadline, given
 from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_failures import CHECK
 from connector.stores.replicas import Node, Replica, Replicas, Shard, Transfer
@@ -41,6 +41,8 @@ ORDERING = models.WriteOrdering.WEAK
 LEVEL_SECONDS = 60.0  # after a read found replicas away, so long no more are asked than answered then
 POLLS = 3  # numbers of points that differ so often in a row do not differ because of a write under way
 POLL_SECONDS = 0.5
+MAJORITY_SECONDS = 10  # that a node waits for a majority unless it is told
+SPARE_SECONDS = 1.5  # for its answer, and to ask which nodes are away
 TELEMETRY_DETAILS = 3  # the level that tells of shards
 TELEMETRY_SECONDS = 20  # of which a node that hangs takes ten
 # What a server answers when replicas that a read needs are dead or away.
@@ -74,6 +76,17 @@ class Cluster:
             return self._connection.call(operation, *args, **options)
         except StoreUnavailableError as error:
             raise in_words(self._connection, error) from error
+
+    def change(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call the client for what a majority decides; before the deadline a node gives up and says why."""
+
+        def attempt() -> T:
+            holds = deadline()
+            if holds and holds.left < MAJORITY_SECONDS + SPARE_SECONDS:
+                options["timeout"] = max(1, int(holds.left - SPARE_SECONDS))
+            return operation(*args, **options)
+
+        return self.call(attempt)
 
     def write(self, what: str, operation: Any, name: str, **options: Any) -> None:
         """Change points and wait for `completed`: a change that was only acknowledged, or timed out, may be lost."""

@@ -5,6 +5,7 @@ is back, and was never sent the write again; two nodes are away.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -36,6 +37,7 @@ class RecordedNode:
     Attributes:
         requests: what it was asked: method, path, and the query where that says which replicas are asked.
         full: its disk is full, which is no failure of a cluster.
+        waits: for a majority, as long as a request for a change says.
         tells_of_others: as a server since 1.17 does, to whoever may see the cluster.
     """
 
@@ -44,6 +46,7 @@ class RecordedNode:
         self.requests: list[str] = []
         self.url = ""
         self.full = False
+        self.waits = False
         self.tells_of_others = True
 
     def respond(self, request: Request) -> Response:
@@ -56,6 +59,8 @@ class RecordedNode:
             return Response('{"status":{"error":"Service internal error: No space left on device"}}', 500)
         if "telemetry" in asked and not self.tells_of_others:
             return Response("", 404)
+        if self.waits and asked == "POST /collections/aliases":
+            time.sleep(float(request.args.get("timeout", 10)))
         if asked in SIMPLE:
             return Response(SIMPLE[asked])
         status, body = recorded()[self.state].get(asked, (404, {}))

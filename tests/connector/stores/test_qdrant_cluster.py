@@ -234,6 +234,14 @@ class TestFailuresInWords:
         with raises(ClusterError, AWAY, ALSO_AWAY, "2 of its 3 nodes", "may still happen"):
             store.set_aliases({"a": "c"})
 
+    @in_state("no majority")
+    def test_the_node_that_waits_for_a_majority_says_so_before_the_deadline(
+        self, store: QdrantStore, node: RecordedNode
+    ) -> None:
+        node.waits = True
+        with within(1.9), raises(DeadlinePassedError, AWAY, ALSO_AWAY, "2 of its 3 nodes", "in the 1.9 s"):
+            store.set_aliases({"a": "c"})
+
     @pytest.mark.parametrize("node", STATES, indirect=True)
     def test_other_failures_stay_as_they_are(self, store: QdrantStore, node: RecordedNode) -> None:
         node.full = True
