@@ -55,8 +55,8 @@ class EmbeddingSet:
         card = SetCard.read(path)
         if not card.complete:
             raise EmbeddingSetError(
-                f"embedding set {path} is incomplete: its encode was interrupted; run the same `modalign encode` "
-                "again, it continues after the last whole shard"
+                f"embedding set {path} is incomplete: what made it was interrupted; run the same `modalign encode`, "
+                "`ingest` or `import` again, it continues after the last whole shard"
             )
         opened = cls(path, card)
         for modality, expected in card.counts.items():
@@ -65,7 +65,7 @@ class EmbeddingSet:
             if found != expected:
                 raise EmbeddingSetError(
                     f"embedding set {path}: the card promises {expected} {modality} rows, the shards hold {found}; "
-                    "run the same `modalign encode` again to repair it"
+                    "run the same `modalign encode`, `ingest` or `import` again to repair it"
                 )
         opened._check_fingerprint()
         return opened

@@ -140,5 +140,5 @@ class AuditSubject:
         condition = Filter(must=[FieldCondition(key="group", match=MatchAny(any=sorted(groups)))])
         try:
             yield from self.pages(target, condition)
-        except FilterRefusedError:  # strict mode limits the values of a condition; it refuses the first page
+        except FilterRefusedError:  # strict mode limits conditions; it refuses the first page
             yield from self.pages(target)

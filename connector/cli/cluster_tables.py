@@ -20,6 +20,7 @@ def replicas_document(releases: "Mapping[str, Replicas]") -> dict[str, Any]:
             ],
             "away": [{"peer": node.peer, "address": node.address} for node in replicas.away],
             "differences": replicas.differences,
+            "lost": replicas.lost,
             "possible": replicas.possible,
             "not_told": replicas.not_told,
         }
@@ -35,8 +36,8 @@ def print_replicas(releases: "Mapping[str, Replicas]") -> None:
             show(f"{name}: on its way: {transfer}")
         for node in replicas.away:
             show(f"{name}: away: {node}")
-        for difference in replicas.differences:
-            show(f"{name}: {difference}")
+        for fault in (*replicas.differences, *replicas.lost):
+            show(f"{name}: {fault}")
         for what, answer in replicas.possible.items():
             show(f"{name}: {what}: {answer}")
         if replicas.not_told:

@@ -36,6 +36,7 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
                 "consistent": each.consistent,
                 **known,
                 "replicas": each.replicas,
+                "lost": each.lost,
                 "away": each.away,
                 "not_compared": each.not_compared,
                 "broken": each.broken,
@@ -60,7 +61,7 @@ def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[st
 
 def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
-    hidden = {"replicas", "away", "not_compared", "broken", "seed"}
+    hidden = {"replicas", "lost", "away", "not_compared", "broken", "seed"}
     short = {"embedding_sets": "sets", "vectors_compared": "vectors"}
     rows = [
         {short.get(name, name): value for name, value in row.items() if name not in hidden}
@@ -72,8 +73,8 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     for report in reports:
         if report.broken is not None:
             show(f"{report.name}: broken: {report.broken}")
-        for difference in report.replicas:
-            show(f"{report.name}: {difference}")
+        for fault in (*report.replicas, *report.lost):
+            show(f"{report.name}: {fault}")
         if report.has_other_counts_alone and not report.replicas:
             show(
                 f"{report.name}: the collection holds {counted(report.points, 'point')}, the ledger counts {report.recorded}, the "

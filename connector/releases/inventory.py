@@ -123,7 +123,7 @@ def _held_set(provenance: Provenance, path: Path, row: EmbeddingSetRow | None) -
         card = SetCard.read(path)
         counts = counts_of(path, card)
         if not card.complete:
-            fault = "not written to the end: run the same `modalign encode` again"
+            fault = "not written to the end: run the same `modalign encode`, `ingest` or `import` again"
     except EmbeddingSetError as error:
         fault = str(error)
     releases = [] if row is None else provenance.ledger.releases_of(row.id)

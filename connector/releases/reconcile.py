@@ -12,7 +12,7 @@ import numpy as np
 
 from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.errors import FilterRefusedError
+from connector.errors import AccessDeniedError, FilterRefusedError
 from connector.progress import Advance
 from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
@@ -65,6 +65,7 @@ class ReconcileReport:
         orphans: points that belong to no row of any embedding set.
         unrecorded: batches that the ledger does not record as they are, and its entries of batches that are gone.
         replicas: how replicas of one shard differ in their number of points, a sentence for each shard.
+        lost: which shards have fewer replicas than they should and what to do, a sentence for each shard.
         away: nodes of the cluster whose replicas could not be compared.
         settings: how the collection's settings, its payload indexes and the alias of a live release differ from what
             SQL recorded, a sentence each.
@@ -85,6 +86,7 @@ class ReconcileReport:
     orphans: Difference = field(default_factory=Difference)
     unrecorded: Difference = field(default_factory=Difference)
     replicas: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     away: list[str] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)
     not_compared: list[str] = field(default_factory=list)
@@ -93,7 +95,7 @@ class ReconcileReport:
     @property
     def consistent(self) -> bool:
         """Whether SQL, collection and embedding sets agree."""
-        if self.broken is not None or self.replicas or self.settings or self._has_differences:
+        if self.broken is not None or self.replicas or self.lost or self.settings or self._has_differences:
             return False
         return self.points == self.recorded == self.held
 
@@ -109,7 +111,7 @@ class ReconcileReport:
     @property
     def has_orphans_elsewhere(self) -> bool:
         """Whether replicas differ by points that the embedding sets do not have, on nodes other than the one asked."""
-        return bool(self.replicas) and not (self.missing.count or self.orphans.count)
+        return self.broken is None and bool(self.replicas) and not (self.missing.count or self.orphans.count)
 
     def add(self, other: "ReconcileReport") -> None:
         """Add the points and batches that differed in another comparison, and that were repaired since."""
@@ -158,6 +160,7 @@ def reconcile(
             apply_tombstones(provenance, store, release.row, row.id, repair.id)
     points, recorded = store.count(release.name, consistent=True), provenance.ledger.points(release.row.id)
     differences = store.replica_differences(release.name)
+    hidden: list[str] = []
     with PointIds() as expected_ids:
 
         def compare(rng: np.random.Generator | None) -> ReconcileReport:
@@ -175,18 +178,22 @@ def reconcile(
             sampled, report = report, compare(None)
             if repair:
                 report.add(sampled)  # repaired since, so the second comparison has not found it
-        report.replicas = differences
-        if replicas := store.replicas(release.name):
-            report.away = [str(node) for node in replicas.away]
+        report.replicas, report.lost = differences, store.lost_replicas(release.name)
+        try:
+            replicas = store.replicas(release.name)
+            in_one_place, report.away = replicas is None, [str(node) for node in replicas.away] if replicas else []
+        except AccessDeniedError:
+            in_one_place = False
+            hidden.append(f"where its replicas are was not compared: the key for {store.url} does not show it")
         # Where every point was found, and there are as many, there are no others.
-        all_found = not report.absent and points == expected_ids.distinct() and not store.replicas(release.name)
+        all_found = not report.absent and points == expected_ids.distinct() and in_one_place
         for page in () if all_found else store.scroll(release.name):
             unknown = set(expected_ids.missing([record.id for record in page]))
             report.orphans.add([_item_name(record) for record in page if record.id in unknown])
             if orphans is not None and unknown:
                 orphans.add(sorted(unknown))
     report.settings = settings
-    report.not_compared = [unseen] if (unseen := alias_unseen(store, release.row)) else []
+    report.not_compared = hidden + ([unseen] if (unseen := alias_unseen(store, release.row)) else [])
     if repair:
         store.flush(release.name)
         store.ready(release.name)

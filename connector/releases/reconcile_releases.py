@@ -1,12 +1,19 @@
 """Reconcile all releases of a collection, or of a home."""
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from alignment.errors import ModalignError
 from alignment.plurals import counted
-from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreUnavailableError
+from connector.errors import (
+    AccessDeniedError,
+    MismatchError,
+    ProvenanceError,
+    StoreBusyError,
+    StoreError,
+    StoreUnavailableError,
+)
 from connector.progress import progress
 from connector.provenance.leases import orphan_lock, promotion_lock, repair_lock
 from connector.provenance.recorder import Provenance
@@ -158,10 +165,14 @@ def _reconcile(
             report.settings.append(unclaimed)
             if repair is not None:
                 repair.counts["restored"] += 1
-    except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
+    except (StoreUnavailableError, StoreBusyError, AccessDeniedError, ProvenanceError):  # not the fault of the release
         raise
     except ModalignError as error:
-        return None, ReconcileReport(row.physical_name, broken=str(error))
+        of_broken = ReconcileReport(row.physical_name, broken=str(error))
+        with suppress(StoreError):  # it may be what is broken
+            of_broken.replicas = store.replica_differences(row.physical_name)
+            of_broken.lost = store.lost_replicas(row.physical_name)
+        return None, of_broken
     return release, report
 
 

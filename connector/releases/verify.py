@@ -66,7 +66,7 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
         counts: compare the counts. They differ for moments while another process writes.
 
     Raises:
-        MismatchError: a count, a vector or a payload differs, or replicas of a shard differ.
+        MismatchError: a count, a vector or a payload differs, or replicas of a shard differ or are lost.
         EmbeddingSetError: an embedding set that was pushed into the release is not there.
     """
     if counts:
@@ -97,12 +97,17 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
 
 
 def check_replicas(release: Release, store: Store) -> None:
-    """Raise a `MismatchError` if replicas of a shard hold different numbers of points."""
+    """Raise a `MismatchError` if replicas of a shard hold different numbers of points, or one is lost."""
     if differences := store.replica_differences(release.name):
         raise MismatchError(
             f"collection {release.name}: {'; '.join(differences)}: a write that was not confirmed by all of them was "
             f"never repeated; run `modalign repair {release.row.collection}`",
             code="replicas-differ",
+        )
+    if lost := store.lost_replicas(release.name):
+        raise MismatchError(
+            f"collection {release.name}: {'; '.join(lost)}; then run `modalign verify {release.row.collection}`",
+            code="replica-lost",
         )
 
 

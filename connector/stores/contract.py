@@ -337,6 +337,10 @@ class Store(ABC):
         """Say how replicas of one shard differ in their number of points, a sentence for each shard."""
         return []
 
+    def lost_replicas(self, name: str) -> list[str]:
+        """Say which shards have fewer replicas than they should, a sentence for each shard with what to do."""
+        return []
+
     def _understood(self, name: str, filter: "Filter | None") -> "Filter | None":
         """Check a filter and rewrite it, so that every store and every payload index takes it alike.
 

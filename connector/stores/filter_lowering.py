@@ -17,6 +17,7 @@ clause: of `should` red or blue and `must_not` blue, blue points are found. A fi
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,12 +42,17 @@ def lowered(filter: "Filter") -> "Filter":
 
 
 def _lowered_filter(filter: "Filter", *, in_element: bool) -> "Filter":
+    return _changed(filter, lambda condition: _lowered(condition, in_element))
+
+
+def _changed(filter: "Filter", change: "Callable[[Condition], Condition]") -> "Filter":
+    """Return a filter with each of its conditions changed."""
     from qdrant_client import models
 
     def conditions(clause: Any) -> "list[Condition] | None":
         if clause is None:
             return None
-        return [_lowered(condition, in_element) for condition in (clause if isinstance(clause, list) else [clause])]
+        return [change(condition) for condition in (clause if isinstance(clause, list) else [clause])]
 
     least = filter.min_should
     return models.Filter(
@@ -81,6 +87,32 @@ def _lowered(condition: "Condition", in_element: bool) -> "Condition":
             rounded = circle.model_copy(update={"radius": float(np.float32(circle.radius))})
             result = models.FieldCondition(key=condition.key, geo_radius=rounded)
     return _unindexed(result) if _is_at_an_edge(result) else result
+
+
+def with_short_lists(filter: "Filter | None", most: int | None) -> "Filter | None":
+    """Return a lowered filter in which no condition names more than `most` values or ids, None: any number.
+
+    A longer list is cut, and one of its parts should match. An `except` stays: it has no other form.
+    """
+    return filter if filter is None or most is None else _changed(filter, lambda condition: _cut(condition, most))
+
+
+def _cut(condition: "Condition", most: int) -> "Condition":
+    from qdrant_client import models
+
+    parts: list[Condition] = []
+    match condition:
+        case models.Filter():
+            return _changed(condition, lambda inner: _cut(inner, most))
+        case models.NestedCondition(nested=nested):
+            inner = _changed(nested.filter, lambda inner: _cut(inner, most))
+            return models.NestedCondition(nested=models.Nested(key=nested.key, filter=inner))
+        case models.HasIdCondition(has_id=ids):
+            parts = [models.HasIdCondition(has_id=ids[start : start + most]) for start in range(0, len(ids), most)]
+        case models.FieldCondition(match=models.MatchAny(any=values)):
+            of_parts: list[Any] = [values[start : start + most] for start in range(0, len(values), most)]
+            parts = [models.FieldCondition(key=condition.key, match=models.MatchAny(any=part)) for part in of_parts]
+    return models.Filter(should=parts) if len(parts) > 1 else condition
 
 
 def _unindexed(condition: "Condition") -> "Condition":

@@ -139,6 +139,10 @@ class QdrantStore(Store):
         return self._cluster.differences(name)
 
     @override
+    def lost_replicas(self, name: str) -> list[str]:
+        return self._cluster.lost(name)
+
+    @override
     def exists(self, name: str) -> bool:
         return self._call(self._client.collection_exists, name)
 

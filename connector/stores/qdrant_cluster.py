@@ -152,7 +152,16 @@ class Cluster:
 
     def replicas(self, name: str) -> Replicas | None:
         """Read where the replicas of a collection are; None: one node has all of it."""
-        return read_replicas(self._connection, name, self._params(name).write_consistency_factor or 1)
+        return read_replicas(self._connection, name, self._params(name))
+
+    def lost(self, name: str) -> list[str]:
+        """Say which shards have lost a replica; nothing to a token for points alone, which `differences` tells."""
+        if self.replication_factor(name) == 1:
+            return []
+        with suppress(AccessDeniedError):
+            if replicas := self.replicas(name):
+                return replicas.lost
+        return []
 
     def differences(self, name: str) -> list[str]:
         """Say how replicas of one shard differ in their number of points, a sentence for each shard.
@@ -211,8 +220,10 @@ class Cluster:
         return replicas if time.monotonic() - since > LEVEL_SECONDS else min(level, replicas)
 
 
-def read_replicas(connection: Connection, name: str, write_consistency_factor: int) -> Replicas | None:
+def read_replicas(connection: Connection, name: str, params: models.CollectionParams) -> Replicas | None:
     """Read where the replicas of a collection are; None: it has none beside those of the node that answers.
+
+    Also None where it should have others, and no other node is known.
 
     One node asks all others over REST. Over gRPC, or with a token that may not see the cluster, the numbers of points
     on other nodes and whether they answer are not known.
@@ -221,7 +232,8 @@ def read_replicas(connection: Connection, name: str, write_consistency_factor: i
         info = connection.call(connection.client.collection_cluster_info, name)
     except (NotImplementedError, CollectionNotFoundError):  # the client's local mode has no shards
         return None
-    if not info.remote_shards:
+    replication_factor = params.replication_factor or 1
+    if not info.remote_shards and replication_factor == 1:
         return None
     telemetry = _telemetry(connection)
     own = telemetry.collections.get(name) if telemetry else None
@@ -230,6 +242,8 @@ def read_replicas(connection: Connection, name: str, write_consistency_factor: i
         nodes = {
             int(peer): Node(int(peer), node.uri, not node.responsive) for peer, node in telemetry.cluster.peers.items()
         }
+    if len(nodes) < 2:
+        return None
     if own and own.shards:
         shards = [
             Shard(shard.id, [_replica(nodes, replica) for replica in sorted(shard.replicas, key=lambda r: r.peer_id)])
@@ -245,7 +259,7 @@ def read_replicas(connection: Connection, name: str, write_consistency_factor: i
         )
         for transfer in info.shard_transfers
     ]
-    return Replicas(nodes, shards, transfers, write_consistency_factor)
+    return Replicas(nodes, shards, transfers, params.write_consistency_factor or 1, replication_factor)
 
 
 def _telemetry(connection: Connection) -> models.DistributedTelemetryData | None:

@@ -52,7 +52,7 @@ from connector.stores.qdrant_failures import (
     timed_out,
     together,
 )
-from connector.stores.qdrant_limits import ADVICE, meaning
+from connector.stores.qdrant_limits import advice, meaning
 
 T = TypeVar("T")
 
@@ -336,7 +336,7 @@ class Connection:
         if kind is None and status in TRANSIENT_STATUS:
             return StoreUnavailableError(message, retry_after)
         kind = kind or KIND_OF_STATUS.get(status, StoreError)
-        return kind(message + ADVICE.get(kind, ""))
+        return kind(message + advice(kind, content))
 
     def _rpc_failed(self, error: grpc.RpcError) -> StoreError:
         """Return the error for a gRPC status."""

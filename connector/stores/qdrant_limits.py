@@ -34,8 +34,10 @@ Counted = Literal["hits", "queries", "points", "ids"]
 REQUEST_POINTS = 128  # enough to keep a server's threads busy
 REQUEST_QUERIES = 128
 REQUEST_BYTES = 8 << 20  # well below a server's 32 MB
+OWN_CONDITIONS = 2  # of one filter that modalign makes itself, at most
 ID_BYTES = 64  # of an id in a request, at most
 
+VALUES = re.compile(r"Condition size limit reached \(\d+ > (\d+)\)")
 EXCEEDED = re.compile(r'Limit exceeded \S+ > (\d+(?:\.\d+)?) for \\?"([^"\\]+)\\?"')
 # How the server names what it limits, and the field of `Limits` that holds it.
 FIELDS = {
@@ -68,11 +70,26 @@ MEANINGS: tuple[tuple[str, type[StoreError]], ...] = (
 ADVICE: Mapping[type[StoreError], str] = {
     AccessDeniedError: "; check MODALIGN_QDRANT_API_KEY",
     ExactRefusedError: "; search without --exact, or set search_allow_exact in the collection's strict mode",
-    FilterRefusedError: "; filter by indexed fields with fewer conditions and values; a field gets its index when a "
-    "release is made, by --payload-index FIELD=KIND",
     RequestOverRateError: "; raise the rate limit in the collection's strict mode",
     StoreFullError: "; nothing of this request is recorded: make room, then run the same command again",
 }
+
+
+# The same of a refused filter, by the server's words.
+FILTER_ADVICE = {
+    "Index required": "; filter by indexed fields; a field gets its index when a release is made, by --payload-index "
+    "FIELD=KIND",
+    "Filter condition limit": "; raise filter_max_conditions in the collection's strict mode: filters of modalign's "
+    f"own have up to {OWN_CONDITIONS} conditions, more where condition_max_size cuts them, beside those of --filter",
+    "Condition size limit": "; raise condition_max_size in the collection's strict mode, or filter by shorter lists",
+}
+
+
+def advice(kind: type[StoreError], sentence: str) -> str:
+    """Return what to do about a refusal in this sentence that nothing can obey; empty: the sentence says it."""
+    if kind is FilterRefusedError:
+        return next((advice for words, advice in FILTER_ADVICE.items() if words in sentence), "")
+    return ADVICE.get(kind, "")
 
 
 def meaning(sentence: str) -> type[StoreError] | None:
@@ -91,6 +108,7 @@ class Limits:
         points: of one write.
         ids: of one request that reads or deletes.
         bytes: of a body.
+        values: of one condition of a filter; None: any.
         ef: `hnsw_ef` that may be asked for; None: any.
         oversampling: that may be asked for; None: any.
         exact: exact searches and exact counts are answered.
@@ -101,6 +119,7 @@ class Limits:
     points: int = REQUEST_POINTS
     ids: int = 4096
     bytes: int = REQUEST_BYTES
+    values: int | None = None
     ef: int | None = None
     oversampling: float | None = None
     exact: bool = True
@@ -112,6 +131,9 @@ class Limits:
         if isinstance(refusal, RequestTooLargeError):
             told = LIMIT_BYTES.search(str(refusal))
             return replace(self, bytes=min(self.bytes, int(told[1]))) if told and int(told[1]) else self
+        if told := VALUES.search(str(refusal)):
+            most = min(int(told[1]), self.values or int(told[1]))
+            return replace(self, values=most) if most else self
         told = EXCEEDED.search(str(refusal))
         field = FIELDS.get(told[2]) if told else None
         if told is None or field is None or float(told[1]) < 1:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import QdrantClient, models
 
+from connector.stores.filter_lowering import with_short_lists
 from connector.stores.points import Record, engine_id
 from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_limits import ID_BYTES, LimitBook, Limits
@@ -62,7 +63,7 @@ class PointReader:
 
         def send(limits: Limits) -> int:
             if limits.exact:
-                return self._cluster.count(name, filter, consistent=consistent)
+                return self._cluster.count(name, with_short_lists(filter, limits.values), consistent=consistent)
             options: dict[str, Any] = {"with_payload": False, "with_vectors": False, "consistent": consistent}
             return sum(map(len, self._pages(name, filter, COUNTED_AT_ONCE, **options)))
 
@@ -85,8 +86,14 @@ class PointReader:
 
         def send(limits: Limits) -> tuple[list[models.Record], Any]:
             def read(consistency: Any) -> tuple[list[models.Record], Any]:
-                where: dict[str, Any] = {"scroll_filter": filter, "limit": count(limits), "offset": offset}
-                return self._client.scroll(name, **where, consistency=consistency, **options)
+                return self._client.scroll(
+                    name,
+                    scroll_filter=with_short_lists(filter, limits.values),
+                    limit=count(limits),
+                    offset=offset,
+                    consistency=consistency,
+                    **options,
+                )
 
             return self._cluster.read(name, read, consistent=consistent)
 

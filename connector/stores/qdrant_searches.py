@@ -10,6 +10,7 @@ import numpy.typing as npt
 from qdrant_client import models
 
 from connector.errors import ExactRefusedError
+from connector.stores.filter_lowering import with_short_lists
 from connector.stores.points import Hit
 from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_limits import LimitBook, Limits, filter_bytes
@@ -64,7 +65,8 @@ class Searcher:
                     "(search_allow_exact)"
                 )
             params = self._params(name, k, options, limits, config)
-            return self._ask(name, vector_name, queries[list(rows)], k, options, params, limits.hits)
+            asked = options._replace(filter=with_short_lists(options.filter, limits.values))
+            return self._ask(name, vector_name, queries[list(rows)], k, asked, params, limits.hits)
 
         number = queries.itemsize if self._connection.grpc else NUMBER_BYTES
         item_bytes = QUERY_BYTES + queries.shape[1] * number + filter_bytes(options.filter)

@@ -102,12 +102,14 @@ class Replicas:
         shards: of the collection, in order.
         transfers: that are under way.
         write_consistency_factor: of the collection.
+        replication_factor: of the collection: how many replicas each shard should have.
     """
 
     nodes: Mapping[int, Node]
     shards: Sequence[Shard]
     transfers: Sequence[Transfer] = ()
     write_consistency_factor: int = 1
+    replication_factor: int = 1
 
     @property
     def away(self) -> list[Node]:
@@ -118,6 +120,24 @@ class Replicas:
     def differences(self) -> list[str]:
         """How replicas of one shard differ, a sentence for each shard; empty: not in their number of points."""
         return [difference for shard in self.shards if (difference := shard.difference)]
+
+    @property
+    def lost(self) -> list[str]:
+        """Which shards have fewer replicas than they should and what to do, a sentence for each; empty: none.
+
+        A replica on a node that is away is still one of its shard. No more replicas are missed than there are nodes.
+        """
+        due = min(self.replication_factor, len(self.nodes))
+        return [self._lost(shard) for shard in self.shards if len(shard.replicas) < due]
+
+    def _lost(self, shard: Shard) -> str:
+        holding = {replica.node.peer for replica in shard.replicas}
+        free = ", ".join(str(node) for node in self.nodes.values() if node.peer not in holding and not node.away)
+        where = f"on {free}" if free else "once a node answers that holds none"
+        return (
+            f"shard {shard.number} has {len(shard.replicas)} of {self.replication_factor} replicas: make one {where}, "
+            "by Qdrant's own request replicate_shard"
+        )
 
     @property
     def has_majority(self) -> bool:

@@ -6,12 +6,15 @@ from typing import Any
 import httpx
 import pytest
 
+from connector.home import Home
 from connector.releases import reconcile as reconciling
 from connector.releases.points import point_id
 from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import open_release
 from connector.releases.status import StoredRelease, read_stored
+from connector.requests import DeleteRequest
+from connector.settings import Settings
 from tests.support.qdrant_nodes import Server
 from tests.support.world import World, pairs
 
@@ -198,3 +201,14 @@ def test_a_server_that_allows_one_condition_is_verified_all_the_same(
     change(client, "PATCH", f"/collections/{release.name}", {"strict_mode_config": strict})
     assert verified(world, collection).consistent
     assert any("in the sample alone" in record.getMessage() for record in caplog.records)
+
+
+def test_a_server_that_allows_one_condition_deletes_by_keys(
+    world: World, collection: str, client: httpx.Client, qdrant_server: Server
+) -> None:
+    (release,) = world.push(world.set("s", *pairs(6)), collection=collection).releases
+    strict = {"enabled": True, "filter_max_conditions": 1}
+    change(client, "PATCH", f"/collections/{release.name}", {"strict_mode_config": strict})
+    with Home(Settings(world.home, world.store.url, world.url, api_key=qdrant_server.api_key)) as home:
+        home.delete(DeleteRequest(collection=collection, keys=["3"]))
+    assert world.store.count(release.name) == 10

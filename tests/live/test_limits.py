@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
+from qdrant_client.models import FieldCondition, Filter, HasIdCondition, HasVectorCondition, MatchAny
 
 from connector.errors import ExactRefusedError, SettingsError, StoreFullError
 from connector.home import Home
+from connector.releases.points import point_id
 from connector.requests import AuditRequest, DeleteRequest, ExportRequest, PushRequest, RepairRequest, SearchRequest
 from connector.settings import Settings
 from connector.stores.qdrant import QdrantStore
+from connector.stores.qdrant_limits import OWN_CONDITIONS
 from tests.support.errors import raises
 from tests.support.qdrant_nodes import Server
 from tests.support.store_contract import config, ids, normal, points
@@ -29,6 +32,8 @@ LIMITS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "hnsw_ef": ({"search_max_hnsw_ef": 64}, ("hnsw_ef 64 instead of 128",)),
     "exact searches and counts": ({"search_allow_exact": False}, ("hnsw_ef is not tuned", "search_allow_exact")),
     "filters on unindexed fields": ({"unindexed_filtering_retrieve": False}, ()),
+    "conditions of a filter": ({"filter_max_conditions": OWN_CONDITIONS}, ()),
+    "values of a condition": ({"condition_max_size": 3}, ()),
     "all of them": (
         {
             "max_query_limit": 11,
@@ -112,6 +117,37 @@ def test_every_command_obeys(
     said = caplog.text + " ".join(audit.findings)
     for words in told:
         assert words in said
+
+
+def test_conditions_that_are_cut_find_the_same(world: World, collection: str, qdrant_server: Server) -> None:
+    (release,) = world.push(world.set("s", *pairs(N)), collection=collection).releases
+    ids = [point_id("image", str(number)) for number in range(0, N, 2)]
+    keys = [str(number) for number in range(1, N, 2)]
+    of_ids, of_keys = HasIdCondition(has_id=[*ids]), FieldCondition(key="key", match=MatchAny(any=keys))
+    filters = [
+        Filter(must=[of_ids]),
+        Filter(must_not=[of_ids]),
+        Filter(must=[of_keys, HasVectorCondition(has_vector="text")], must_not=[of_ids]),
+        Filter(should=[of_ids, Filter(must=[of_keys])]),
+    ]
+
+    def found() -> list[Any]:
+        store, query = world.store, np.ones((1, 6), np.float32)
+        return [
+            (
+                sorted(record.id for page in store.scroll(release.name, filter=condition) for record in page),
+                store.count(release.name, filter=condition),
+                sorted(
+                    hit.id for hit in store.search(release.name, "image", query, N, exact=True, filter=condition)[0]
+                ),
+            )
+            for condition in filters
+        ]
+
+    whole = found()
+    limit_to(qdrant_server, release.name, condition_max_size=3)
+    assert found() == whole
+    assert [count for _, count, _ in whole] == [N // 2, 2 * N - N // 2, N // 2, N // 2 + N]
 
 
 def test_a_release_that_was_tuned_before_is_searched_at_the_limit_and_says_so(

@@ -176,6 +176,34 @@ def test_replicas_that_differ_are_named_and_nothing_is_promoted(
         assert [switch.row.physical_name for switch in lifecycle.promote(run.id, forced=FORCED)] == [shadow.name]
 
 
+@pytest.mark.parametrize("world", ["REST"], indirect=True)
+def test_a_replica_that_is_lost_is_named_and_nothing_is_promoted(
+    cluster: Cluster, world: World, collection: str
+) -> None:
+    embedding_set = world.set("s", *pairs(20))
+    (live,) = world.push(embedding_set, collection=collection, **THREE).releases
+    (shadow,) = world.push(embedding_set, "b", collection=collection, **THREE).releases
+    peer = state_of(cluster.nodes[2])["peer_id"]
+    with cluster.nodes[0].client() as client:
+        drop = {"drop_replica": {"shard_id": 0, "peer_id": peer}}
+        client.post(f"/collections/{shadow.name}/cluster", json=drop).raise_for_status()
+    deadline = time.monotonic() + 10
+    while not world.store.lost_replicas(shadow.name) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    of_live, of_shadow = reconcile_releases(world.provenance, world.store, collection, seed=0)
+    assert (of_live.name, of_live.lost, of_live.consistent) == (live.name, [], True)
+    (lost,) = of_shadow.lost
+    assert "shard 0 has 2 of 3 replicas" in lost
+    assert f"peer {peer}" in lost
+    assert not of_shadow.consistent
+    lifecycle = Lifecycle(world.provenance, world.store, collection, device="cpu")
+    with (
+        world.provenance.runs.start("promote", {}) as run,
+        raises(MismatchError, shadow.name, lost, code="replica-lost"),
+    ):
+        lifecycle.promote(run.id, forced=FORCED)
+
+
 def test_with_a_node_away_pushes_promotions_and_rollbacks_go_on(
     cluster: Cluster, world: World, collection: str
 ) -> None:

@@ -47,7 +47,8 @@ class GuardedServer(FaultyServer):
         mode = {entry["collection"]: entry["access"] for entry in access}.get(name)
         if mode is None:
             raise RefusedError(403, f"Forbidden: Access to collection {name} is required")
-        if indexes and mode == "prw":
+        of_points_alone = re.fullmatch(rf"{COLLECTION}/(index|cluster)", request.path)
+        if of_points_alone and mode == "prw":
             raise RefusedError(403, f"Forbidden: Only points access is allowed for collection {name}")
         if writes and mode == "r":
             raise RefusedError(403, f"Forbidden: Write access to collection {name} is required")

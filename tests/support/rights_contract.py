@@ -19,6 +19,7 @@ from connector.errors import AccessDeniedError
 from connector.home import Home
 from connector.provenance.tables import Base
 from connector.releases.points import point_id
+from connector.releases.reconcile import ReconcileReport
 from connector.requests import (
     AuditRequest,
     DeleteRequest,
@@ -41,6 +42,8 @@ from tests.support.qdrant_servers import token
 from tests.support.world import World, pairs
 
 READ, WRITE, MANAGE = "read the releases", "write into the releases", "manage the server"
+# The rights that are enough, from the least.
+ENOUGH = {READ: ("r", "prw"), WRITE: ("rw", "prw"), MANAGE: ("m",)}
 # What a token says that allows so much, for the documentation.
 TOKENS = {READ: "`r` on each collection", WRITE: "`rw` or `prw` on each collection", MANAGE: "`m`, or the API key"}
 ELSEWHERE = [{"collection": "elsewhere", "access": "rw"}]
@@ -90,11 +93,12 @@ class House:
 
 @dataclass(frozen=True)
 class Command:
-    """A command, what it needs, what is done before it, and how it is seen to have had its effect."""
+    """A command, what it needs, what is done before it, and how what it returns says that it had its effect."""
 
     needs: str
     run: Callable[[House, Home], Any]
     before: Callable[[House], Any] = lambda house: None
+    is_done: Callable[[Any], bool] = lambda returned: True
 
 
 def push(house: House, home: Home, **changes: Any) -> Any:
@@ -172,14 +176,18 @@ def drop(house: House, home: Home) -> Any:
     return home.drop(DropRequest(collection=house.collection, releases=[live(house, "ready")]))
 
 
+def all_consistent(reports: Sequence[ReconcileReport]) -> bool:
+    return len(reports) > 0 and all(report.consistent for report in reports)
+
+
 COMMANDS: Mapping[str, Command] = {
     "`search`": Command(READ, search),
     "`audit`": Command(READ, audit),
-    "`verify`": Command(READ, lambda house, home: home.verify(house.collection)),
+    "`verify`": Command(READ, lambda house, home: home.verify(house.collection), is_done=all_consistent),
     "`export --collection`": Command(READ, export),
-    "`push`, `ingest` into live releases": Command(WRITE, push, grown),
-    "`repair`": Command(WRITE, repair, lose_a_point),
-    "`delete`": Command(WRITE, delete),
+    "`push`, `ingest` into live releases": Command(WRITE, push, grown, lambda result: result.counts["written"] == 6),
+    "`repair`": Command(WRITE, repair, lose_a_point, lambda result: all_consistent(result.value)),
+    "`delete`": Command(WRITE, delete, is_done=lambda result: result.counts["deleted"] == 2),
     "`push`, `ingest` that make a release": Command(
         MANAGE, lambda house, home: push(house, home, metrics=["cosine", "dot"])
     ),
@@ -221,26 +229,20 @@ class RightsContract:
             for name in house.names():
                 store.drop(name)
 
-    @pytest.mark.parametrize("name", COMMANDS)
-    def test_a_command_needs_the_right_of_the_table_and_no_more(self, house: House, name: str) -> None:
-        """With less it is refused, names the key, and changes nothing at all."""
+    @pytest.mark.parametrize(("name", "mode"), [(n, mode) for n, c in COMMANDS.items() for mode in ENOUGH[c.needs]])
+    def test_a_command_needs_the_right_of_the_table_and_no_more(self, house: House, name: str, mode: str) -> None:
+        """With less it is refused, names the key, and changes nothing at all; with enough it does all that it does."""
         command = COMMANDS[name]
         command.before(house)
-        allowed: dict[str, list[Any]] = {
-            READ: [house.scoped("r")],
-            WRITE: [house.scoped("rw"), house.scoped("prw")],
-            MANAGE: ["m"],
-        }
-        levels = list(allowed)
-        lower = levels[: levels.index(command.needs)]
+        less = {READ: [], WRITE: [house.scoped("r"), "r"], MANAGE: [*map(house.scoped, ("r", "rw", "prw")), "r"]}
         before = house.everything()
-        for access in [ELSEWHERE, *(access for level in lower for access in allowed[level]), *(["r"] if lower else [])]:
+        for access in [ELSEWHERE, *less[command.needs]]:
             with house.home(access) as home, raises(AccessDeniedError, "MODALIGN_QDRANT_API_KEY", code="access-denied"):
                 command.run(house, home)
             assert house.everything() == before
-        for access in allowed[command.needs]:
-            with house.home(access) as home:
-                command.run(house, home)
+        with house.home(mode if mode == "m" else house.scoped(mode)) as home:
+            returned = command.run(house, home)
+        assert command.is_done(returned)
         assert command.needs == READ or house.everything() != before
 
     @pytest.mark.parametrize("access", ["r", "rw"])

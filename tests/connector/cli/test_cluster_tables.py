@@ -1,6 +1,7 @@
 """What `status COLLECTION` says of a cluster, from the recorded answers of one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def test_replicas_that_differ_are_shown_with_their_points(capsys: pytest.Capture
     shown = capsys.readouterr().out
     for text in (*document["differences"], "searches: possible", "writes: possible", "switches: possible"):
         assert f"release: {text}" in shown
+
+
+def test_a_replica_that_is_lost_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    (replicas,) = replicas_in("replicas differ").values()
+    first, second = replicas.shards
+    releases = {"release": replace(replicas, shards=[replace(first, replicas=first.replicas[1:]), second])}
+    (lost,) = replicas_document(releases)["release"]["lost"]
+    assert "shard 0 has 2 of 3 replicas" in lost
+    print_replicas(releases)
+    assert f"release: {lost}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -1,6 +1,7 @@
 """A verification of all releases says which ones it did not look at."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,26 @@ import pytest
 from connector.releases.reconcile_releases import reconcile_releases
 from connector.stores.edge import EdgeStore
 from tests.support.world import COLLECTION, World, opened_world, pairs
+
+
+def test_replicas_that_differ_are_said_of_a_release_whose_embedding_set_is_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an ingest that a write consistency factor ended: no repair mends what that would finish."""
+    with opened_world("edge", tmp_path) as world:
+        world.alignment()
+        embedding_set = world.set("s", *pairs(4))
+        world.push(embedding_set)
+        replace(embedding_set.card, complete=False).write(embedding_set.path)
+        monkeypatch.setattr(world.store, "replica_differences", lambda name: [f"replicas of {name} differ"])
+        monkeypatch.setattr(world.store, "lost_replicas", lambda name: [f"a replica of {name} is lost"])
+        (report,) = reconcile_releases(world.provenance, world.store, seed=0)
+    assert "`modalign encode`, `ingest` or `import` again" in str(report.broken)
+    assert (report.replicas, report.lost) == (
+        [f"replicas of {report.name} differ"],
+        [f"a replica of {report.name} is lost"],
+    )
+    assert not report.has_orphans_elsewhere
 
 
 @pytest.mark.parametrize("collection", [None, COLLECTION])

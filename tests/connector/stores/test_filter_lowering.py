@@ -2,9 +2,10 @@
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from qdrant_client import models
 
-from connector.stores.filter_lowering import lowered
+from connector.stores.filter_lowering import lowered, with_short_lists
 from connector.stores.filters import check_filter
 from tests.support import random_filters
 from tests.support.filter_reference import matches
@@ -20,6 +21,32 @@ def test_a_rewritten_filter_means_the_same(filter: models.Filter) -> None:
     check_filter(once)
     for id_, payload in zip(ids(N), random_filters.payloads(N), strict=True):
         assert matches(once, payload, id_=id_, vectors=["v"]) == matches(filter, payload, id_=id_, vectors=["v"])
+
+
+@settings(max_examples=50)
+@given(random_filters.filters(N), st.integers(1, 3))
+def test_a_filter_with_short_lists_means_the_same(filter: models.Filter, most: int) -> None:
+    short = with_short_lists(lowered(filter), most)
+    assert short is not None
+    for id_, payload in zip(ids(N), random_filters.payloads(N), strict=True):
+        assert matches(short, payload, id_=id_, vectors=["v"]) == matches(filter, payload, id_=id_, vectors=["v"])
+
+
+def test_lists_are_cut_wherever_they_stand() -> None:
+    any_of = models.FieldCondition(key="a", match=models.MatchAny(any=["x", "y", "z"]))
+    of_ids = models.HasIdCondition(has_id=[1, 2, 3])
+    nested = models.NestedCondition(nested=models.Nested(key="b", filter=models.Filter(must=[any_of])))
+    long = models.Filter(must=[any_of, nested], must_not=[models.Filter(should=[of_ids])])
+    values = models.Filter(
+        should=[models.FieldCondition(key="a", match=models.MatchAny(any=part)) for part in (["x", "y"], ["z"])]
+    )
+    numbers = models.Filter(should=[models.HasIdCondition(has_id=[1, 2]), models.HasIdCondition(has_id=[3])])
+    assert with_short_lists(long, 2) == models.Filter(
+        must=[values, models.NestedCondition(nested=models.Nested(key="b", filter=models.Filter(must=[values])))],
+        must_not=[models.Filter(should=[numbers])],
+    )
+    assert with_short_lists(long, 3) == with_short_lists(long, None) == long
+    assert with_short_lists(None, 2) is None
 
 
 def test_what_an_index_answers_rightly_stays_as_it_is() -> None:

@@ -115,6 +115,10 @@ class TestReplicas:
         assert store.replica_differences("c") == []
 
     @in_state("a node is away")
+    def test_a_replica_on_a_node_that_is_away_is_not_lost(self, store: QdrantStore) -> None:
+        assert store.lost_replicas("c") == []
+
+    @in_state("a node is away")
     def test_a_node_that_is_away_is_named(self, store: QdrantStore) -> None:
         replicas = store.replicas("c")
         assert replicas is not None

@@ -221,6 +221,7 @@ RECORDED = {
     'Bad request: Limit exceeded 4 > 1.5 for "oversampling". Help: Reduce the "oversampling" parameter to or below '
     "1.5.": Limits(oversampling=1.5),
     "Bad request: Exact search disabled!. Help: Set exact=false.": Limits(exact=False),
+    "Bad request: Condition size limit reached (9 > 3). Help: Reduce the size of your condition.": Limits(values=3),
     "JSON payload (40000 bytes) is larger than allowed (limit: 4000 bytes).": Limits(bytes=4000),
 }
 KINDS = {
@@ -281,6 +282,23 @@ class TestSentences:
     @pytest.mark.parametrize("sentence", RECORDED)
     def test_they_tell_a_limit(self, connection: Connection, protocol: Any, sentence: str) -> None:
         assert Limits().after(refused(connection, protocol(sentence))) == RECORDED[sentence]
+
+    @pytest.mark.parametrize(
+        ("words", "setting"),
+        [
+            ("Filter condition limit", "filter_max_conditions"),
+            ("Condition size", "condition_max_size"),
+            ("Index required", "--payload-index"),
+        ],
+    )
+    def test_a_refused_filter_says_what_to_raise_or_to_index(
+        self, connection: Connection, protocol: Any, words: str, setting: str
+    ) -> None:
+        (sentence,) = [sentence for sentence in KINDS if words in sentence]
+        said = str(refused(connection, protocol(sentence)))
+        assert [s for s in ("filter_max_conditions in", "condition_max_size in", "--payload-index") if s in said] == [
+            f"{setting} in" if "_" in setting else setting
+        ]
 
     @pytest.mark.parametrize("sentence", KINDS)
     def test_they_are_told_apart(self, connection: Connection, protocol: Any, sentence: str) -> None:

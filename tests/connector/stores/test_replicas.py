@@ -44,6 +44,29 @@ class TestDifferences:
         assert collection(Replica(HERE, "Active", 9), Replica(THERE, state, 3)).differences == []
 
 
+class TestLost:
+    def of(self, *nodes: Node, factor: int = 3) -> Replicas:
+        shards = [Shard(0, [Replica(node, "Active") for node in nodes])]
+        known = {node.peer: node for node in (HERE, THERE, AWAY)}
+        return Replicas(known, shards, (), 3, factor)
+
+    def test_a_shard_with_fewer_replicas_than_it_should_have_is_named_and_where_one_may_be_made(self) -> None:
+        (lost,) = self.of(HERE, AWAY).lost
+        assert "shard 0 has 2 of 3 replicas" in lost
+        assert f"on {THERE}, by" in lost
+        assert "replicate_shard" in lost
+
+    def test_none_can_be_made_on_a_node_that_is_away(self) -> None:
+        (lost,) = self.of(HERE, THERE).lost
+        assert "once a node answers that holds none" in lost
+        assert str(AWAY) not in lost
+
+    def test_a_replica_is_not_lost_because_its_node_is_away_nor_where_there_are_too_few_nodes(self) -> None:
+        assert self.of(HERE, THERE, AWAY).lost == []
+        assert self.of(HERE, THERE, AWAY, factor=5).lost == []
+        assert self.of(HERE, factor=1).lost == []
+
+
 class TestPossible:
     @pytest.mark.parametrize(
         ("replicas", "factor", "searches", "writes"),
