@@ -31,7 +31,7 @@ from connector.stores.layout import Datatype, Layout, PayloadKind
 from connector.stores.points import Hit, Points, Record, engine_id
 from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
-from connector.stores.qdrant_filter import check_known
+from connector.stores.qdrant_filter import check_known, check_rest_bounds
 from connector.stores.qdrant_layout import index_schema, layout_of, makes_own_words
 from connector.stores.qdrant_limits import ID_BYTES, LimitBook, Limits, check_strict_mode, search_limits
 from connector.stores.qdrant_peers import PEER_SECONDS, Nodes
@@ -266,6 +266,13 @@ class QdrantStore(Store):
         if name not in self._known:
             self._known[name] = self._call(self._client.get_collection, name)
         return self._known[name]
+
+    @override
+    def _understood(self, name: str, filter: models.Filter | None) -> models.Filter | None:
+        understood = super()._understood(name, filter)
+        if understood is not None and not self._connection.grpc:
+            check_rest_bounds(understood, self.url)
+        return understood
 
     @override
     def _check_conditions(self, names: Set[str]) -> None:
