@@ -121,9 +121,22 @@ class ReleaseOpener:
                 return self._open(name, metric, lowerings, exists=existed)
             except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # the same command goes on from here
                 raise
-            except ModalignError:
-                self._take_back(name, before, existed=existed)
+            except ModalignError as error:
+                claimed = None if existed else self._claimed_meanwhile(name)
+                self._take_back(name, before, existed=existed or claimed is not None)
+                if claimed:
+                    raise claimed from error
                 raise
+
+    def _claimed_meanwhile(self, name: str) -> MismatchError | None:
+        """Say who created the collection that was to be created: a push by another address, which holds other locks."""
+        if name not in self.store.collections():
+            return None
+        try:
+            check_owner(self.provenance, self.store, name, here(self.provenance, self.store))
+        except MismatchError as error:
+            return error
+        return None
 
     def _take_back(self, name: str, before: Sequence[ReleaseRow], *, existed: bool) -> None:
         """Give the row of a release that could not be opened the state of before, or delete it if it is new."""

@@ -207,6 +207,26 @@ class TestAddresses:
             assert world.push(embedding_set).counts == {"unchanged": 12}
             assert len(live(world)) == 1
 
+    def test_of_two_first_pushes_by_two_addresses_one_is_refused_and_leaves_nothing(
+        self, world: World, embedding_set: EmbeddingSet, at: At, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither finds the other's collection when it begins, so each takes the server for a store of its own."""
+        other = World(world.home, at(OTHERS[0]))
+        create, waiting = LocalModeStore.create, [embedding_set]
+
+        def created_first(store: Any, *arguments: Any) -> None:
+            if waiting:
+                other.push(waiting.pop())
+            create(store, *arguments)
+
+        monkeypatch.setattr(LocalModeStore, "create", created_first)
+        with other.provenance, raises(MismatchError, FIRST, OTHERS[0], code=TWICE):
+            world.push(embedding_set)
+        assert [state for state, _ in live(world)] == ["live"]
+        world.store = at(FIRST)
+        assert world.push(embedding_set).counts == {"unchanged": 12}
+        assert consistent(world, world.store) == [True]
+
 
 class TestSeveralAddresses:
     """Which cluster an address is of can be compared only with one that answers."""
