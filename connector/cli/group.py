@@ -124,7 +124,7 @@ def cli() -> None:
 
     Start with `modalign demo`. Exit codes: 0 done; 1 failed; 2 usage; 3 an audit's requirement was not met, its
     release is broken, or no audit allows a promotion; 4 done, but more items were rejected than --max-rejects allows;
-    130 interrupted.
+    130 interrupted. An error ends with its code in brackets, which stays where its words change.
 
     Tables are as wide as the terminal, or 80 columns in a pipe or a file; COLUMNS sets another width. What has no room
     in a row stands below it, and no name is broken. Sentences are wrapped on a terminal, and are one line each in a
