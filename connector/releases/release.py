@@ -26,7 +26,7 @@ from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import ReleaseRow
 from connector.releases.chain import chain, check_chain, check_row, check_settings
 from connector.releases.fusion import Fusion
-from connector.releases.store_identity import check_owner, here, no_release
+from connector.releases.store_identity import check_owner, here, lost_collection, no_release
 from connector.settings import checked_name
 from connector.stores.contract import Store
 from connector.stores.layout import Layout, PayloadKind
@@ -218,13 +218,6 @@ def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, devic
         ) from error
     check_owner(provenance, store, row.physical_name, row.store_id)
     return Release(row, alignment, metric, lowerings)
-
-
-def lost_collection(provenance: Provenance, row: ReleaseRow) -> str:
-    """Say that the collection of a release is gone, and which embedding sets make it anew."""
-    sets = ", ".join(embedding_set.name for embedding_set in provenance.ledger.sets_in([row.id]))
-    again = f"push its embedding sets again: {sets}" if sets else "nothing was recorded of it; push into it"
-    return f"collection {row.physical_name} is not in the store; {again}"
 
 
 def check_alignment(provenance: Provenance, row: ReleaseRow, alignment: Alignment) -> None:

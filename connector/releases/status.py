@@ -14,8 +14,7 @@ from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, 
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.lag import Lag, lag_of
 from connector.releases.next_audit import audit_command
-from connector.releases.release import lost_collection
-from connector.releases.store_identity import check_owner, no_release
+from connector.releases.store_identity import check_owner, lost_collection, no_release
 
 if TYPE_CHECKING:
     from connector.stores.contract import Store

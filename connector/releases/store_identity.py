@@ -94,6 +94,13 @@ def no_release(
     return CollectionNotFoundError(f"no {what} of collection {collection!r} in {place}; it has {known}; {advice}")
 
 
+def lost_collection(provenance: Provenance, row: ReleaseRow) -> str:
+    """Say that the collection of a release is gone, and which embedding sets make it anew."""
+    sets = ", ".join(embedding_set.name for embedding_set in provenance.ledger.sets_in([row.id]))
+    again = f"push its embedding sets again: {sets}" if sets else "nothing was recorded of it; push into it"
+    return f"collection {row.physical_name} is not in the store; {again}"
+
+
 def owner(provenance: Provenance, row: ReleaseRow) -> dict[str, Any]:
     """Return what a collection's metadata say of its release in SQL."""
     return {OWNER: {"store": provenance.stores.uid(row.store_id), "release": row.id}}
