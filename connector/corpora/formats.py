@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignment.object_storage import is_remote, located, snapshot
+from alignment.object_storage import is_remote, joined, located, snapshot
 from alignment.plurals import counted
 from connector.corpora.annotations import PROBED, PROBED_AFAR, CocoCaptions, Karpathy
 from connector.corpora.columns import Columns
@@ -101,7 +101,7 @@ def open_corpus(
             raise SettingsError(
                 f"{option} is not for format {reader.format}, only for {takers}; {metadata or 'leave it out'}"
             )
-    if images and not is_folder(located(images)):
+    if images and not is_folder(joined(located(images), ".")):
         raise CorpusError(f"--images {printable(str(images))}: expected a folder of images, found none there")
     if metadata:
         _log.warning("%s", metadata)
