@@ -73,13 +73,13 @@ def skip_without_servers() -> None:
     if binary := os.environ.get(BINARY):
         if not os.access(binary, os.X_OK):
             pytest.fail(f"{BINARY}: expected an executable file, got {binary!r}")
-    elif not _has_docker():
+    elif not _is_docker(shutil.which("docker")):
         pytest.skip(f"needs {BINARY}, or Docker with compose, to start Qdrant")
 
 
 @cache
-def _has_docker() -> bool:
-    docker = shutil.which("docker")
+def _is_docker(docker: str | None) -> bool:
+    """Whether a program is Docker with compose, and reaches an engine. A test may put another one before it."""
     return (
         docker is not None
         and not subprocess.run([docker, "compose", "ls"], capture_output=True, check=False).returncode
