@@ -10,7 +10,13 @@ from qdrant_client import QdrantClient
 from sqlalchemy import select, update
 
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.errors import CollectionNotFoundError, MismatchError, SettingsError, StoreUnavailableError
+from connector.errors import (
+    AccessDeniedError,
+    CollectionNotFoundError,
+    MismatchError,
+    SettingsError,
+    StoreUnavailableError,
+)
 from connector.provenance.tables import LeaseRow, StoreRow
 from connector.push.delete import Deletion
 from connector.releases.dropping import drop, forget, taken_over
@@ -275,16 +281,25 @@ class TestAnotherDatabase:
         assert live(other) == []
         opened(world)
 
-    def test_a_claim_that_is_gone_is_missed_and_restored_and_opens_no_door(self, world: World, other: World) -> None:
+    def test_a_claim_that_is_gone_is_missed_and_restored_and_opens_no_door(
+        self, world: World, other: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (name,) = world.store.collections()
         world.store.add_metadata(name, {OWNER: None})
         with raises(MismatchError, name, 12, "--take-over", code=FOREIGN):
             other.push(other.set("s", *pairs(6)))
         assert world.store.metadata(name).get(OWNER) is None
         assert consistent(world, world.store) == [False]
-        with world.provenance.runs.start("repair", {}) as run:
-            repair_releases(world.provenance, world.store, run, COLLECTION)
-        assert run.counts["restored"] == 1
+
+        def refused(*_: Any) -> None:
+            raise AccessDeniedError("403")
+
+        for key_allows, restored in ((False, 0), (True, 1)):
+            with monkeypatch.context() as patched, world.provenance.runs.start("repair", {}) as run:
+                if not key_allows:
+                    patched.setattr(LocalModeStore, "add_metadata", refused)
+                repair_releases(world.provenance, world.store, run, COLLECTION)
+            assert run.counts["restored"] == restored
         assert world.store.metadata(name)[OWNER]["release"] == world.provenance.releases.find()[0].id
         assert consistent(world, world.store) == [True]
 
