@@ -72,7 +72,7 @@ GENERAL_OPTIONS = [
         "payload_indexes",
         multiple=True,
         metavar="FIELD=KIND",
-        help=f"Index a payload field of new releases for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}. An item with another kind of value is written without the field, and recorded as a reject. FIELD is Qdrant's path: year, meta.year, tags[], '\"my year\"'.",
+        help=f"Index a payload field for filters, of new releases and of those that exist; KIND is one of {', '.join(PAYLOAD_KINDS)}. An item with another kind of value is written without the field, and recorded as a reject. FIELD is Qdrant's path: year, meta.year, tags[], '\"my year\"'.",
     ),
 ]
 PAYLOAD_OPTIONS = [

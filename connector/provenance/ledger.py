@@ -154,6 +154,12 @@ class Ledger:
                 for release_id in releases
             )
 
+    def outdate(self, release_id: int) -> None:
+        """Have the next push of each set compare the points of a release, and write those that differ."""
+        with self._database.session() as session:
+            bump_revision(session, [release_id])
+            session.execute(update(BatchRow).where(BatchRow.release_id == release_id).values(digest=OUTDATED))
+
     def tombstones(self, release_id: int, set_id: int, limit: int) -> dict[int, Tombstone]:
         """Return at most `limit` points that a release has yet to delete, by the number of the tombstone."""
         query = select(TombstoneRow).where(

@@ -21,6 +21,7 @@ from connector.push.release_writer import ReleaseWriter
 from connector.releases.aliases import goes_live, physical_name
 from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
 from connector.releases.layouts import complete, inherited, merged, payload_metadata, read_back
+from connector.releases.payload_fields import unreadable_in_words
 from connector.releases.recorded_settings import collection_config
 from connector.releases.release import Release, check_alignment, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present, shows
@@ -172,6 +173,7 @@ class ReleaseOpener:
                 self._read_back(row)
             self._adopt_indexes(row)
             self._check_layout(row)
+            self._add_indexes(row)
             self._change_payload(row)
         return ReleaseWriter(Release(row, self.alignment, metric, lowerings), new)
 
@@ -251,8 +253,7 @@ class ReleaseOpener:
                 row.physical_name,
                 ", ".join(f"{field}={kind}" for field, kind in added.items()),
             )
-            indexes = {**_recorded_indexes(row), **added}
-            self.provenance.releases.change(row, settings={**row.settings, "payload_indexes": indexes})
+            self._record_indexes(row, added)
 
     def _added_indexes(self, row: ReleaseRow) -> dict[str, str]:
         """Return the payload indexes of a collection that SQL does not have: somebody added them.
@@ -281,6 +282,10 @@ class ReleaseOpener:
         if added:
             created["payload_indexes"] = {**_recorded_indexes(row), **added}
         base = {**asdict(Layout()), "payload_indexes": OWN_INDEXES} if self.fresh else created
+        for field, kind in self._new_indexes(created).items():
+            if unlike := unreadable_in_words(self.store, row.physical_name, field, kind):
+                raise MismatchError(f"--payload-index {field}={kind}: {unlike}; name another kind, or another field")
+        created = merged(created, {"payload_indexes": self._new_indexes(created)})
         for name, value in merged(base, self.layout).items():
             if created.get(name) != value and name not in CHANGEABLE_FIELDS:
                 raise MismatchError(
@@ -288,6 +293,34 @@ class ReleaseOpener:
                     "push into a new collection, or leave that option out"
                     f"{at_work(self.provenance, self.collection, self.run)}"
                 )
+
+    def _new_indexes(self, settings: Mapping[str, Any]) -> dict[str, PayloadKind]:
+        """Return the payload indexes that were chosen, of fields without one in these settings."""
+        recorded = {canonical_path(field) for field in settings["payload_indexes"]}
+        return {field: kind for field, kind in self.layout["payload_indexes"].items() if field not in recorded}
+
+    def _add_indexes(self, row: ReleaseRow) -> None:
+        """Index further payload fields, as chosen."""
+        if not (new := self._new_indexes(row.settings)):
+            return
+        for field, kind in new.items():
+            self.store.add_payload_index(row.physical_name, field, kind)
+        self._record_indexes(row, new)
+        sets = [pushed.name for pushed in self.provenance.ledger.sets_in([row.id])]
+        _log.info(
+            "release %s: payload fields are indexed from now on: %s%s",
+            row.physical_name,
+            ", ".join(f"{field}={kind}" for field, kind in new.items()),
+            f"; push each of its sets again, so that their texts are read as that kind: {', '.join(sets)}"
+            if len(sets) > 1
+            else "",
+        )
+
+    def _record_indexes(self, row: ReleaseRow, added: Mapping[str, str]) -> None:
+        """Record further payload indexes; payloads have to be compared, whose texts may be of their kinds."""
+        self.provenance.ledger.outdate(row.id)
+        indexes = {**_recorded_indexes(row), **added}
+        self.provenance.releases.change(row, settings={**row.settings, "payload_indexes": indexes})
 
     def _change_payload(self, row: ReleaseRow) -> None:
         """Record what payloads carry from now on, in the collection first. The ledger then calls for other payloads."""

@@ -1,12 +1,15 @@
 """Payload fields of filters that find nothing: fields that no item has, and values of another type."""
 
 from collections.abc import Collection, Iterable, Iterator
+from copy import deepcopy
 from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from connector.errors import Refusal
 from connector.stores.contract import Store
-from connector.stores.payload_kinds import finds, kind_for, tests_of
+from connector.stores.layout import PayloadKind
+from connector.stores.payload_kinds import finds, kind_for, read_kinds, tests_of
 from connector.stores.payload_paths import field_values, print_path
 
 if TYPE_CHECKING:
@@ -59,6 +62,16 @@ def unlike_in_words(
         else:
             sentences += [_unlike(name, field, test, values)] if values else []
     return sentences
+
+
+def unreadable_in_words(store: Store, name: str, field: str, kind: PayloadKind) -> str:
+    """Say of a field that a collection has no value in it that a kind can be read from; empty: it has, or no value."""
+    refusals: list[Refusal] = []
+    for page in store.scroll(name, filter=_has_value(field), page=SAMPLE):
+        for record in page:
+            if not (refusals := read_kinds(deepcopy(dict(record.payload)), {field: kind})):
+                return ""
+    return f"no item of {name} has such a value in it: {refusals[0].detail}" if refusals else ""
 
 
 def _values(store: Store, name: str, field: str) -> Iterator[list[Any]]:

@@ -16,7 +16,7 @@ from connector.errors import PointsRefusedError
 from connector.stores.collection import CollectionConfig, CollectionInfo, SearchLimits, SettingDifference, VectorConfig
 from connector.stores.filter_lowering import lowered
 from connector.stores.filters import check_filter, condition_names
-from connector.stores.layout import OVERSAMPLING, Datatype, Layout
+from connector.stores.layout import OVERSAMPLING, Datatype, Layout, PayloadKind
 from connector.stores.payload_checks import payload_fault
 from connector.stores.payload_kinds import WORDS, check_kinds
 from connector.stores.points import Hit, IdRange, Points, Record
@@ -129,6 +129,21 @@ class Store(ABC):
         """Add names and values to the metadata of a collection, in place of values that these names have.
 
         Aliases are not resolved.
+
+        Raises:
+            CollectionNotFoundError: there is no such collection.
+        """
+
+    @abstractmethod
+    def add_payload_index(self, name: str, field: str, kind: PayloadKind) -> None:
+        """Index a payload field that has no index, of a collection that may have points.
+
+        Aliases are not resolved.
+
+        Args:
+            name: of the collection.
+            field: path of the field.
+            kind: of its values.
 
         Raises:
             CollectionNotFoundError: there is no such collection.

@@ -23,7 +23,7 @@ from connector.stores.edge_files import may_be_named
 from connector.stores.edge_filter import check_supported, to_edge
 from connector.stores.edge_layout import INDEX, differences, edge_config, kind_of
 from connector.stores.edge_shards import OpenShards
-from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout
+from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout, PayloadKind
 from connector.stores.points import Hit, Points, Record, engine_id
 from connector.stores.search_options import SearchOptions
 
@@ -164,6 +164,12 @@ class EdgeStore(Store):
         config = directory.collections[name]
         changed = replace(config, metadata={**config.metadata, **metadata})
         directory.commit({**directory.collections, name: changed}, directory.aliases)
+
+    @override
+    def add_payload_index(self, name: str, field: str, kind: PayloadKind) -> None:
+        with self._shards.writing(name, "index") as shard:
+            shard.update(edge.UpdateOperation.create_field_index(field, INDEX[kind]))
+            shard.flush()
 
     @override
     def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:

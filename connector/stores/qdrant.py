@@ -189,14 +189,16 @@ class QdrantStore(Store):
             info = self._call(self._client.get_collection, name)
             check_strict_mode(info.config.strict_mode_config, config, f"{self.url}: collection {name}")
             for field, kind in config.payload_indexes.items():
-                self._create_index(name, field, kind)
+                self.add_payload_index(name, field, kind)
         except BaseException:
             self.drop(name)
             raise
 
-    def _create_index(self, name: str, field: str, kind: PayloadKind) -> None:
+    @override
+    def add_payload_index(self, name: str, field: str, kind: PayloadKind) -> None:
         schema = index_schema(kind)
         self._cluster.change(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
+        self._known.clear()
 
     @override
     def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:
@@ -210,7 +212,7 @@ class QdrantStore(Store):
         for field, kind in indexes.items():
             if field in info.payload_schema:
                 self._cluster.change(self._client.delete_payload_index, name, field_name=field, wait=True)
-            self._create_index(name, field, kind)
+            self.add_payload_index(name, field, kind)
         if len(changed) > len(indexes):
             self._cluster.change(self._client.update_collection, name, **restoration(info, config))
         self._known.clear()

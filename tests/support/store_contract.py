@@ -157,6 +157,19 @@ class CollectionsContract:
             assert (store.count(name), store.datatype(name)) == (3, "float32")
             assert len(store.search(name, "v", normal(rng, 1), 5)[0]) == 3
 
+    def test_an_index_that_is_added_finds_what_was_there(
+        self, store: Store, name: str, rng: np.random.Generator, builds_graphs: bool
+    ) -> None:
+        store.create(name, config())
+        store.upsert(name, points(normal(rng, 3)))
+        store.add_payload_index(name, "number", "integer")
+        assert store.payload_indexes(name) == ({"number": "integer"} if builds_graphs else {})
+        condition = models.FieldCondition(key="number", range=models.Range(gte=1))
+        assert store.count(name, filter=models.Filter(must=[condition])) == 2
+        if builds_graphs:  # the client's local mode takes it for a collection that is not there, too
+            with pytest.raises(CollectionNotFoundError):
+                store.add_payload_index(f"{name}-none", "number", "integer")
+
     def test_a_layout_that_the_engine_refuses_leaves_nothing(self, store: Store, name: str) -> None:
         with pytest.raises(StoreError):
             store.create(name, CollectionConfig({"v": VectorConfig(0, Distance.DOT)}))

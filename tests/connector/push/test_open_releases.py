@@ -158,7 +158,8 @@ def test_who_is_at_work_is_named_to_whoever_wants_another_layout(world: World, m
         ({"caption_payload": False}, False),
         ({"payload_indexes": {"year": "integer"}}, False),
         ({"payload_indexes": {"year": "keyword"}}, True),
-        ({"payload_indexes": {"price": "float"}}, True),
+        ({"payload_indexes": {"price": "float"}}, False),
+        ({"payload_indexes": {"content_sha256": "integer"}}, True),
         ({"m": 7}, True),
     ],
 )

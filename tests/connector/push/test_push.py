@@ -513,6 +513,26 @@ class TestTexts:
         assert self.found(world, release, r'{"key": "\"my year\"", "range": {"gt": 1}}') == ["0"]
         assert self.found(world, release, '{"key": "t[0]", "range": {"gt": 1}}') == ["0"]
 
+    def test_fields_are_indexed_later_as_if_from_the_start(self, world: World) -> None:
+        embedding_set = self.given(world, self.ROWS)
+        (misspelt,) = world.push(embedding_set, payload_indexes={"yaer": "integer"}).releases
+        (release,) = world.push(embedding_set, payload_indexes=self.INDEXES).releases
+        assert release.name == misspelt.name
+        assert release.row.settings["payload_indexes"].items() >= {"yaer": "integer", **self.INDEXES}.items()
+        for condition, expected in self.FILTERS.items():
+            assert self.found(world, release, condition) == expected
+        assert reconcile(release, world.store, world.provenance, seed=0).consistent
+        assert world.push(embedding_set, payload_indexes=self.INDEXES).counts == {"unchanged": len(self.ROWS)}
+
+    def test_a_field_without_a_value_of_the_kind_is_not_indexed_later(self, world: World) -> None:
+        """It would take the field from every item."""
+        embedding_set = self.given(world, self.ROWS)
+        (release,) = world.push(embedding_set).releases
+        before = world.snapshot()
+        with raises(MismatchError, release.name, "sold", "integer"):
+            world.push(embedding_set, payload_indexes={"sold": "integer"})
+        assert world.snapshot() == before
+
     def test_a_later_push_knows_the_kinds_without_being_told(self, world: World) -> None:
         world.push(self.given(world, self.ROWS[:1]), payload_indexes=self.INDEXES)
         (release,) = world.push(self.given(world, self.ROWS)).releases
