@@ -1,7 +1,6 @@
 """Which items a deletion is about: those that keys, groups and a filter name; and what it says of the others."""
 
 import logging
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from alignment.plurals import counted
 from connector.errors import FilterError, SettingsError
 from connector.provenance.tables import ReleaseRow
 from connector.releases.payload_fields import missing_in_words, unlike_in_words
-from connector.releases.points import Item, item_of, point_id
+from connector.releases.points import CAPTION_KEY, Item, images_of, item_of, point_id
 from connector.stores.contract import Store
 from connector.stores.payload_kinds import check_kinds, fields_of
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 RETRIEVED = 256  # ids a request
 EXAMPLES = 5  # of names in a warning
-CAPTION_KEY = re.compile(r"#\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +144,9 @@ def say_texts_that_stay(rows: Sequence[ReleaseRow], items: Collection[Item], sto
     of_groups: set[str] = set()
     for row in [row for row in rows if row.state != "retired"][:1]:
         for texts in _texts_beside(row, items, store):
-            images = {text: _images_by_key(text) for text in texts if ("text", text) not in items}
+            images: dict[str, list[Item]] = {
+                text: [("image", key) for key in images_of(text)] for text in texts if ("text", text) not in items
+            }
             there = stored_items([row], store, {image for named in images.values() for image in named})
             for text, named in images.items():
                 image = next((image for image in named if image in there or image in items), None)
@@ -166,11 +166,6 @@ def say_texts_that_stay(rows: Sequence[ReleaseRow], items: Collection[Item], sto
             "of the group. To delete them too, name their keys",
             *(counted(of_groups, "text"), _shown(sorted(of_groups))),
         )
-
-
-def _images_by_key(text: str) -> list[Item]:
-    """Return the image that a text may be of by its key: that of which it is a caption first."""
-    return [("image", key) for key in dict.fromkeys((CAPTION_KEY.sub("", text), text))]
 
 
 def _texts_beside(row: ReleaseRow, items: Iterable[Item], store: Store) -> Iterator[list[str]]:

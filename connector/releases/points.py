@@ -1,6 +1,7 @@
 """What the rows of an embedding set become in a release: points with an id, a vector and a payload, or refusals."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha1
@@ -30,6 +31,7 @@ NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 # neither. Alignments of the first releases do not record what their fit saw: all but held-out items count as seen.
 HELD_OUT: Literal["held-out"] = "held-out"
 FITTED, NEW = "fitted", "new"
+CAPTION_KEY = re.compile(r"#\d+$")
 
 
 def _refuse_constant(name: str) -> Any:
@@ -61,6 +63,15 @@ class Projected:
         """Return the rows at these positions among those that can be stored; what is said of all others stays."""
         payloads = [self.payloads[position] for position in positions]
         return replace(self, rows=self.rows.take(positions), vectors=self.vectors[list(positions)], payloads=payloads)
+
+
+def images_of(text: str) -> list[str]:
+    """Return the keys that the image of a text may have by the text's key, that of which it is a caption first.
+
+    >>> images_of("1F436#0"), images_of("1F436")
+    (['1F436', '1F436#0'], ['1F436'])
+    """
+    return [*dict.fromkeys((CAPTION_KEY.sub("", text), text))]
 
 
 def point_id(modality: Modality, key: str) -> str:

@@ -21,7 +21,7 @@ from alignment.modality import Modality
 from connector.errors import StrangePointError
 from connector.releases.aligned_payload import without_aligned
 from connector.releases.fusion import Fusion, Standard
-from connector.releases.points import FITTED
+from connector.releases.points import FITTED, images_of, point_id
 from connector.search.candidates import QUERIES_AT_ONCE, CandidateSearch, RankedHits, ScoredHit
 from connector.stores.points import Payload, Record
 
@@ -170,28 +170,43 @@ class ItemSearch:
     def shown(
         self, query: npt.NDArray[np.floating], items: Sequence[FoundItem], *, filter: "Filter | None" = None
     ) -> list[ShownItem]:
-        """Return what is stored of items, in their order: of several images the best for a query (d,).
+        """Return what is stored of items, in their order.
 
-        An image that matches the filter comes before one that does not. What was deleted meanwhile is left out.
+        Where images were not compared, an item is shown by the image that its caption is of, by the caption's key, and
+        else by the best of its images for a query (d,); one that matches the filter comes before one that does not.
+        What was deleted meanwhile is left out.
         """
-        images = {item.group: item.points["image"] for item in items if "image" in item.points}
+        images = {item.group: item.points["image"].id for item in items if "image" in item.points}
+        captions = {item.group: item.points["text"].id for item in items if "text" in item.points}
+        records = self._records([*images.values(), *captions.values()])
+        own = {
+            group: [point_id("image", key) for key in images_of(str(records[caption].payload.get("key")))]
+            for group, caption in captions.items()
+            if group not in images and caption in records
+        }
+        records |= self._records([image for of_caption in own.values() for image in of_caption])
+        for group, of_caption in own.items():
+            there = [image for image in of_caption if image in records]
+            if image := next((image for image in there if records[image].payload.get("group") == group), None):
+                images[group] = image
         for condition in (filter, None) if filter else (None,):
             without = {item.group for item in items} - images.keys()
             options = {"filter": condition, "exact": False, "max_candidates": None}
-            images |= self.best_points("image", query, without, options)
-        captions = {item.group: item.points["text"] for item in items if "text" in item.points}
-        ids = [hit.id for hits in (images, captions) for hit in hits.values()]
-        release = self._candidates.release.name
-        retrieved = self._candidates.store.retrieve(release, ids, consistent=self._consistent) if ids else []
-        records = {record.id: record._replace(payload=without_aligned(record.payload)) for record in retrieved}
+            images |= {group: hit.id for group, hit in self.best_points("image", query, without, options).items()}
+        records |= self._records([image for image in images.values() if image not in records])
         shown = []
         for item in items:
-            image = records.get(images[item.group].id) if item.group in images else None
-            caption = records.get(captions[item.group].id) if item.group in captions else None
-            if record := image or caption:
-                modality: Modality = "image" if image else "text"
+            picture, caption = (records.get(ids.get(item.group, "")) for ids in (images, captions))
+            if record := picture or caption:
+                modality: Modality = "image" if picture else "text"
                 shown.append(ShownItem(item, record, modality, caption.payload if caption else None))
         return shown
+
+    def _records(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Return the points with these ids by id, those that are there."""
+        store, name = self._candidates.store, self._candidates.release.name
+        retrieved = store.retrieve(name, ids, consistent=self._consistent) if ids else []
+        return {record.id: record._replace(payload=without_aligned(record.payload)) for record in retrieved}
 
     def best_points(
         self, modality: Modality, query: npt.NDArray[np.floating], groups: Iterable[str], options: Mapping[str, Any]

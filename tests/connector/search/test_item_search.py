@@ -52,7 +52,7 @@ def things() -> dict[Modality, Rows]:
         made[modality] = rows(
             modality,
             embedded(modality, points[numbers], noise=noise),
-            keys=[f"{number}#{place}" for place, number in enumerate(numbers)],
+            keys=[f"{modality} {number}#{place}" for place, number in enumerate(numbers)],
             groups=[f"thing {number}" for number in numbers],
             payloads=[{"parity": ("even", "odd")[number % 2], "caption": f"{number}"} for number in numbers],
         )
@@ -245,6 +245,18 @@ class TestWhatAHitIs:
             for hit in (hit for hit in hits if hit.modality == "image"):
                 own = [number for number, group in enumerate(images.groups) if group == hit.group]
                 assert hit.key == images.keys[max(own, key=lambda number: row[number])]
+
+    @pytest.mark.parametrize("world", ["edge"], indirect=True)
+    def test_by_caption_it_is_the_image_of_the_caption_and_not_the_best_of_the_group(
+        self, world: World, offsets: Any
+    ) -> None:
+        near, far = latent(2, seed=5)
+        images = rows("image", embedded("image", np.stack([near, far])), keys=["red", "blue"], groups=["shirt"] * 2)
+        texts = rows("text", embedded("text", near[None]), keys=["blue#0"], groups=["shirt"])
+        world.push(world.set("shirts", images, texts), collection="shirts")
+        retriever = Retriever.open(world.provenance, world.store, "shirts", "cosine")
+        keys = {by: [hit.key for (hit,) in found(retriever, texts.vectors, by=by)] for by in ("caption", "fused")}
+        assert keys == {"caption": ["blue"], "fused": ["red"]}
 
     def test_an_item_that_has_one_of_both_says_by_which_it_was_found(self, cosine: Retriever) -> None:
         both = {modality: set(items.groups) for modality, items in things().items()}
