@@ -1,5 +1,7 @@
 """How to install a package that turns out to be missing."""
 
+from importlib.util import find_spec
+
 from alignment.errors import MissingPackageError
 
 # PyPI's build for Linux is the one for GPUs, of several GB; the one for the CPU alone is chosen, not installed by name.
@@ -77,6 +79,15 @@ def how_to_install(module: str) -> str | None:
         if module in modules:
             return f"`pip install 'modalign[{extra}]'`"
     return f"`pip install {DISTRIBUTIONS[module]}`" if module in DISTRIBUTIONS else None
+
+
+def check_extra(extra: str, what: str) -> None:
+    """Raise a `MissingPackageError` if packages of an extra are not installed that `what` needs. Imports none."""
+    if absent := [name for name in EXTRAS[extra] if find_spec(name) is None]:
+        noun, verb = ("package", "is") if len(absent) == 1 else ("packages", "are")
+        raise MissingPackageError(
+            f"{what} needs the {noun} {', '.join(absent)}, which {verb} not installed: {how_to_install(absent[0])}"
+        )
 
 
 def missing_package(error: ImportError, what: str) -> MissingPackageError:

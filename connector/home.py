@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self
 
 from alignment.object_storage import check_reachable, is_remote
+from alignment.packages import check_extra
 from connector.errors import NotMigratedError, SettingsError
 from connector.progress import progress
 from connector.provenance.database import create_in_sqlite, is_absent
@@ -584,7 +585,8 @@ class Home:
 
     def export(self, request: "ExportRequest") -> "RunResult[list[Graph]]":
         """Write an alignment under a metric as ONNX graphs, with which a service searches without modalign."""
-        from connector.search.export import export_request  # loads torch
+        check_extra("export", "an export")  # before torch is imported
+        from connector.search.export import export_request
 
         with self._run(request) as run:
             graphs = export_request(request, self.alignment(request.alignment), self.provenance, lambda: self.store)

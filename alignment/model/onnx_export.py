@@ -12,7 +12,6 @@ item, 0 of any other. It is then the last number of `aligned`, too.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.onnx_graph import open_graph, write_graph
 from alignment.model.projections import Projection
-from alignment.packages import how_to_install
+from alignment.packages import check_extra
 from alignment.vectors import LARGEST_SQUARE, SMALLEST_SQUARE
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 # What a vector is in a search.
 Role = Literal["query", "item"]
 ROLES: tuple[Role, ...] = ("query", "item")
-# torch writes graphs through the first two.
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, SEEN, VECTOR, OFFSET, ALIGNED, BATCH = "embedding", "seen", "vector", "offset", "aligned", "batch"
 # Embeddings that every graph is compared with modalign on, and how far it may be from that, relative to a vector's
 # length. Square roots of coordinates that are nearly zero turn a rounding of 1e-7 into 1e-4.
@@ -74,17 +71,10 @@ def export(alignment: Alignment, metric: Metric) -> list[Graph]:
 
     Raises:
         MetricError: the alignment holds no parameters for the metric.
-        ExportError: packages are missing, or a graph computes something else than modalign.
+        MissingPackageError: packages of the extra `export` are not installed.
+        ExportError: a graph computes something else than modalign.
     """
     return [graph(alignment, metric, modality, role) for modality in MODALITIES for role in ROLES]
-
-
-def check_packages() -> None:
-    """Raise an `ExportError` if what writes and runs graphs is not installed."""
-    if absent := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ExportError(
-            f"an export needs the packages {', '.join(absent)}, which are not installed: {how_to_install(absent[0])}"
-        )
 
 
 class _Module(nn.Module):
@@ -118,7 +108,7 @@ class _Module(nn.Module):
 
 def graph(alignment: Alignment, metric: Metric, modality: Modality, role: Role) -> Graph:
     """Return one graph; see `export`."""
-    check_packages()
+    check_extra("export", "an export")
     projection = alignment.projections[modality]
     lowerings = {m: alignment.metric(metric, m, device="cpu").lower(alignment.dim) for m in MODALITIES}
     module = _Module(projection, lowerings[modality], role).eval()

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from alignment.durable import write_durably
 from alignment.metrics import METRICS
 from alignment.modality import DIRECTIONS, Modality
 from alignment.object_storage import is_remote
-from alignment.packages import EXTRAS, missing_package
+from alignment.packages import check_extra, missing_package
 from alignment.retrieval.cutoffs import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
@@ -79,7 +78,7 @@ def run_demo(settings: Settings) -> Demo:
         MissingPackageError: torch or the packages of the extra `demo` are not installed.
     """
     devices.resolve(settings.device)
-    _check_packages()
+    check_extra("demo", "the demo")
     if is_remote(settings.home):
         raise SettingsError(f"home {settings.home}: expected a directory, because the demo renders pictures into it")
     started = time.monotonic()
@@ -123,13 +122,6 @@ def run_demo(settings: Settings) -> Demo:
         write_contact_sheet(page, "modalign demo: emoji", subtitle, answers, tiles=tiles, links=[link])
         example = next(Path(answer.query) for answer in answers if answer.is_image)
     return Demo(settings.home, audits, page, time.monotonic() - started, example)
-
-
-def _check_packages() -> None:
-    """Raise a `MissingPackageError` if a package that any step needs is not installed."""
-    for name in EXTRAS["demo"]:
-        if find_spec(name) is None:
-            raise missing_package(ModuleNotFoundError(name=name), "the demo")
 
 
 def write_emoji(directory: Path) -> Path:

@@ -95,7 +95,8 @@ def write(path: Path, spec: ExportSpec) -> list[Graph]:
     """Write the directory `path`, whole or not at all; return its graphs.
 
     Raises:
-        ExportError: `path` is not empty, packages are missing, or a graph's outputs differ from modalign's.
+        MissingPackageError: packages of the extra `export` are not installed.
+        ExportError: `path` is not empty, or a graph's outputs differ from modalign's.
         MetricError: the alignment holds no parameters for the metric.
     """
     try:

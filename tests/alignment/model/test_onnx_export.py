@@ -12,7 +12,8 @@ import pytest
 from array_api_compat import array_namespace, is_torch_array
 from onnxruntime import InferenceSession
 
-from alignment.errors import ExportError, MetricError
+from alignment import packages
+from alignment.errors import ExportError, MetricError, MissingPackageError
 from alignment.metrics import METRICS, Dot, Lowering, Metric, Rescored, parse
 from alignment.metrics.arrays import Array
 from alignment.metrics.divergences import MAPS, Divergence
@@ -279,6 +280,6 @@ def test_a_metric_without_weights_is_refused(text: str) -> None:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnxr") else object())
-    with raises(ExportError, "onnxruntime", "pip install"):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name.startswith("onnxr") else object())
+    with raises(MissingPackageError, "onnxruntime", "pip install"):
         export.export(alignment(), parse("cosine"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pytest_httpserver import HTTPServer
 
+from alignment import packages
 from alignment.errors import ExportError
 from alignment.metrics import parse
 from alignment.modality import MODALITIES, OTHER, Modality
@@ -260,7 +261,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_named(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     ended = modalign("export", "a", "--metric", "cosine", "--to", tmp_path / "out", "--home", shared)
     assert "onnx, onnxscript, onnxruntime" in ended.error
     assert "pip install 'modalign[export]'" in ended.error
