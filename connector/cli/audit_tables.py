@@ -46,7 +46,7 @@ def print_audit(found: Audit) -> None:
         rows = map(_captions_row, found.captions.kinds)
         print_table(rows, f"text to image, first / among the first {found.captions.k}, of queries about items")
     if found.drifts:
-        print_table(map(_drift_row, found.drifts), f"since audit {found.drifts[0].audit}")
+        _print_drifts(found)
     for stage in found.stages:
         if stage.why_not:
             show(f"{stage.direction}: {stage.part} was not measured: {stage.why_not}.")
@@ -152,6 +152,14 @@ def _stratum_row(found: Audit, part: str) -> dict[str, str]:
 def _captions_row(kind: "KindOfQuery") -> dict[str, str]:
     shares = {f"by {way}": f"{kind.first[way].value:.3f} / {kind.among[way].value:.3f}" for way in kind.first}
     return {"queries about items": kind.kind, "n": f"{kind.queries:,}", **shares}
+
+
+def _print_drifts(found: Audit) -> None:
+    """Print the changes that are more than chance, and those of the measures of a history; count the others."""
+    shown = [d for d in found.drifts if d.change.significant or (not d.part and d.name in trended(found.plan.k))]
+    print_table(map(_drift_row, shown), f"since audit {found.drifts[0].audit}")
+    if others := len(found.drifts) - len(shown):
+        show(f"{counted(others, 'further comparison')} showed no more than chance does: --json lists every one.")
 
 
 def _drift_row(drift: "Drift") -> dict[str, str]:
