@@ -214,7 +214,9 @@ def corpus_options(command: F) -> F:
             help="Column with captions. May be repeated: each is a caption.  [default: caption]",
         ),
         click.option(
-            "--group", metavar="COLUMN", help="Column that says which rows show the same thing.  [default: group]"
+            "--group",
+            metavar="COLUMN",
+            help="Column that says which rows show the same thing; payloads hold it as group.  [default: group]",
         ),
         click.option(
             "--key-rule",

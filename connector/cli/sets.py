@@ -120,7 +120,11 @@ def encode(
     help="Parquet file with the rows of a .npy.  [default: the file of the same name]",
 )
 @click.option("--key", metavar="COLUMN", help="Column with the keys of the items.  [default: key or image_path]")
-@click.option("--group", metavar="COLUMN", help="Column with the groups of the items.  [default: group, or the key]")
+@click.option(
+    "--group",
+    metavar="COLUMN",
+    help="Column with the groups of the items, which are stored as group.  [default: group, or the key]",
+)
 @click.option("--image", metavar="COLUMN", help="Column with the paths of images.  [default: image or image_path]")
 @click.option("--caption", metavar="COLUMN", help="Column with the captions.  [default: caption]")
 @_dtype_option

@@ -209,6 +209,11 @@ def print_recalls(card: "AlignmentCard") -> None:
         hidden = {"queries about", "among"}
         shown = [{name: value for name, value in row.items() if name not in hidden} for row in rows]
         print_table(shown, "held-out items alone, under other metrics")
+    if any(row["about"] == "seen" for row in estimates):
+        show(
+            "Queries about seen items are paraphrases of a sample. An audit asks about all of them, and with other "
+            "captions where there are enough, so its figures differ."
+        )
     if not estimates:  # of an older modalign
         rows = [
             {"metric": metric, "direction": direction, **values}

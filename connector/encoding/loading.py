@@ -120,7 +120,9 @@ def encoder_entry_point(spec: str) -> EntryPoint:
     if scheme not in known and match and _is_module(match["module"].partition(".")[0]):
         place = f"{match['module']}:{match['name']}"
         return EntryPoint(place, place, GROUP)
-    near = did_you_mean(scheme, sorted(known)) if scheme not in known else ""
+    if scheme in known:
+        raise EncoderError(f"encoder {spec!r} names no model; expected {scheme}:NAME")
+    near = did_you_mean(scheme, sorted(known))
     raise EncoderError(
         f"unknown encoder {spec!r}{near}; expected SCHEME:NAME with a scheme of {', '.join(sorted(known))}, or "
         "MODULE:CLASS of a module that Python finds: installed, or in a directory that PYTHONPATH names"

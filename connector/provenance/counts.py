@@ -1,6 +1,7 @@
 """What runs count, in words: every count says of what it is.
 
 An item is an image or a text. A point is an item in one release: a push into three releases writes three for an item.
+A reject is an item, a caption or a payload field that was refused.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ COUNTS: Mapping[str, tuple[str, str]] = {
     "pruned": ("item", "pruned"),
     "not_pruned": ("item", "not pruned"),
     "prune_refused": ("item", "not pruned, being too many"),
-    "rejected": ("reject", "of items, captions or fields"),
+    "rejected": ("reject", "recorded"),
     # push, and the second half of ingest; over all releases
     "written": ("point", "written"),
     "unchanged": ("point", "unchanged"),
@@ -58,7 +59,7 @@ def in_words(counts: Mapping[str, int]) -> str:
     """Say what a run counted, in the order of `COUNTS` and without zeros; unknown names stand as they are.
 
     >>> in_words({"rejected": 1, "encoded": 3402, "reused": 0})
-    '3,402 items encoded, 1 reject of items, captions or fields'
+    '3,402 items encoded, 1 reject recorded'
     """
     names = [name for name in COUNTS if name in counts] + [name for name in counts if name not in COUNTS]
     return ", ".join(_in_words(name, counts[name]) for name in names if counts[name])

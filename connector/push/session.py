@@ -195,6 +195,9 @@ def push_session(
             pass  # a repair that is deleting orphans has ended
         requested = {physical_name(collection, metric, alignment) for metric in metrics}
         others = open_others(encoders, collection, requested, store, provenance)
+        if others:
+            names = ", ".join(writer.release.name for writer in others)
+            _log.info("the collection's other releases are written, too: %s", names)
         for metric, lowerings in lowerings_of.items():
             writers.append(opener.open(metric, lowerings))
         yield PushSession(

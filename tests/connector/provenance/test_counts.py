@@ -23,7 +23,7 @@ def test_there_are_words_for_everything_that_is_counted_and_for_nothing_else() -
     ("counts", "words"),
     [
         ({}, ""),
-        ({"encoded": 0, "rejected": 1}, "1 reject of items, captions or fields"),
+        ({"encoded": 0, "rejected": 1}, "1 reject recorded"),
         ({"encoded": 3402, "left_out": 1}, "3,402 items encoded, 1 item left out"),
         ({"written": 1, "unchanged": 5970}, "1 point written, 5,970 points unchanged"),
         ({"queries": 1}, "1 query asked"),
