@@ -55,5 +55,5 @@ $(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml
 	@$(PYTHON) -c '$(OLDEST)'
 	@echo "installing into $(VENV): PyTorch and friends take a few minutes and about 6 GB the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$*]'
 	@touch $@
