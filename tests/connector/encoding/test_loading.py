@@ -60,8 +60,6 @@ def plugins(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
         "clip",
         ":",
         "no_such_module:ViT",
-        "open_clip",
-        "open_clip:",
         ":name",
         "OPEN_CLIP:x/y",
         "json:",
@@ -71,6 +69,12 @@ def plugins(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
 )
 def test_a_spec_that_names_no_encoder_is_refused_with_the_schemes(spec: str) -> None:
     with raises(EncoderError, repr(spec), ", ".join(SCHEMES), "MODULE:CLASS"):
+        load_encoder(spec, "cpu")
+
+
+@pytest.mark.parametrize("spec", ["open_clip", "open_clip:"])
+def test_a_scheme_alone_says_what_comes_behind_it(spec: str) -> None:
+    with raises(EncoderError, repr(spec), "open_clip:NAME"):
         load_encoder(spec, "cpu")
 
 

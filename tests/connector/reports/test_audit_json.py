@@ -159,6 +159,15 @@ class TestTheTables:
         for value in ("kind=plain", "kind=lang"):
             assert value in shown
 
+    def test_changes_of_no_more_than_chance_are_counted(self, found: Audit, capsys: pytest.CaptureFixture[str]) -> None:
+        certain = Change(0.5, 0.4, Estimate(-0.1, -0.2, -0.05), 0.01, 9, 1, 2)
+        drifts = [*found.drifts, Drift("text-to-image", "unseen", "recall@1", 3, certain), drift(2.0, 3.0)]
+        print_audit(replace(found, drifts=drifts))
+        table = capsys.readouterr().out.partition("since audit 3")[2]
+        assert "unseen recall@1" in table
+        assert "2 further comparisons" in table
+        assert "median_rank" not in table.partition("further")[0]
+
     def test_a_broken_release(self, found: Audit, capsys: pytest.CaptureFixture[str]) -> None:
         print_audit(broken(found))
         assert capsys.readouterr().out == f"{found.row.physical_name}: broken\n  3 points are gone\n"
