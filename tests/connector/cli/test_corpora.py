@@ -171,7 +171,6 @@ class TestOwnColumns:
     @pytest.mark.parametrize(
         "options",
         [
-            ("--payload-index", "year=integer"),
             ("--fresh-layout", "--m", "7"),
             ("--m", "7"),
         ],

@@ -159,7 +159,7 @@ def test_who_is_at_work_is_named_to_whoever_wants_another_layout(world: World, m
         ({"payload_indexes": {"year": "integer"}}, False),
         ({"payload_indexes": {"year": "keyword"}}, True),
         ({"payload_indexes": {"price": "float"}}, False),
-        ({"payload_indexes": {"content_sha256": "integer"}}, True),
+        ({"payload_indexes": {"number": "bool"}}, True),
         ({"m": 7}, True),
     ],
 )
