@@ -1,5 +1,6 @@
 # make demo   the whole way once on real images, in ./demo-home
-# make test   every test, but most of make cluster;  make lint  style, imports and types;  make bench  the figures
+# make test   what reaches every branch;  make lint  style, imports and types;  make bench  the figures
+# make test-all  every test, but most of make cluster: before a release
 # make coverage  every test, and which lines and branches none of them reaches
 # make up     Qdrant and PostgreSQL in Docker, with QDRANT_API_KEY and POSTGRES_PASSWORD;  make down  stops them
 # make live   the tests against real servers, which MODALIGN_TEST_QDRANT_BINARY or Docker starts
@@ -11,17 +12,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "modalign needs Python 3.11 or newer: make PYTHON=python3.11 ...")
 
-.PHONY: demo test coverage lint bench up down live cluster clean
+.PHONY: demo test test-all coverage lint bench up down live cluster clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modalign demo --home demo-home
 
 # Files go to as many processes as there are cores, of one thread each: more threads than cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not cluster"
+	$(PYTEST) -m "not cluster and not slow"
+
+test-all: $(VENV)/.dev
+	$(PYTEST) -m "not cluster"
 
 coverage: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not cluster" --cov --cov-report term-missing
+	$(PYTEST) -m "not cluster" --cov --cov-report term-missing
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -40,7 +46,7 @@ down:
 	docker compose down
 
 live: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m live --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) tests -m live
 
 # One process after the other: each test waits for processes of Ray, which want the cores, and each file has a cluster.
 cluster: $(VENV)/.dev

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial, partialmethod
@@ -27,6 +28,7 @@ from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.stores import qdrant_readiness
 from tests.support.databases import migrated, postgres_database
+from tests.support.each_choice import repeats, values_of
 from tests.support.fakes import fake_entry_points
 from tests.support.launcher import QUICK_POLL_SECONDS
 from tests.support.memory import memory, process_name
@@ -80,10 +82,18 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` is obeyed
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files."""
+    """Begin with the longest files; mark as slow the cases of a test that show no value of a parameter anew."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+    cases: dict[str, list[pytest.Function]] = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("live"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for of_test in cases.values():
+        for position in repeats([values_of(item) for item in of_test]):
+            of_test[position].add_marker("slow")
 
 
 @pytest.fixture(scope="session")

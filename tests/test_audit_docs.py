@@ -49,6 +49,7 @@ def test_every_measure_is_explained(general: str) -> None:
     assert f"`{name}`" in TEXT or (tail and f"`{tail}`" in TEXT)
 
 
+@pytest.mark.slow
 def test_an_audit_measures_every_measure(found: Audit) -> None:
     assert {re.sub(r"@\d+", "@{k}", measure.name) for measure in found.measures} == set(MEASURES)
 

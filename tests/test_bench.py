@@ -222,6 +222,7 @@ def test_rows_are_told_apart_by_their_titles() -> None:
     assert not [row.title for row in rows if not row.asked.endswith(".")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.title)
 def test_every_row_runs_in_its_small_form(row: Row) -> None:
     """Whatever the ratio is: machines that run tests are noisy."""
@@ -231,6 +232,7 @@ def test_every_row_runs_in_its_small_form(row: Row) -> None:
     assert result.ratio > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, search.BATCH], ids=["single", "batches"])
 @pytest.mark.parametrize("threshold", [100, 10_000], ids=["graph", "no graph"])
 def test_search_asks_both_sides_the_same(threshold: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:

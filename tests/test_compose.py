@@ -122,6 +122,7 @@ def test_live_tests_start_the_server_and_end_it(docker: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_live_tests_start_the_cluster_and_kill_its_nodes(docker: Path) -> None:
     with cluster() as started:
         assert all(len(state_of(node)["peers"]) == 3 for node in started.nodes)

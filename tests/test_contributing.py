@@ -104,6 +104,7 @@ def test_it_is_what_it_says(example: Metric, rng: np.random.Generator) -> None:
     assert parse("correlation") == example
 
 
+@pytest.mark.slow
 def test_it_is_exported(example: Metric) -> None:
     assert all(graph.difference < 1e-5 for graph in export(alignment(), example))
 
@@ -187,6 +188,7 @@ def test_a_measure_of_one_entry_is_everywhere(tmp_path: Path, capsys: pytest.Cap
     assert "Precision@5" in history_page
 
 
+@pytest.mark.slow
 def test_the_encoder_is_tried_as_printed(tmp_path: Path) -> None:
     """The example, in a file of its own, by the command that stands above it."""
     (tmp_path / "my_encoders.py").write_text(code_of("class MeanColour"), encoding="utf-8")

@@ -36,6 +36,7 @@ def application(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", ["wheel", "editable"])
 def test_db_upgrade_runs_its_own_migrations_beside_those_of_an_application(
     installed: str, application: Path, request: pytest.FixtureRequest

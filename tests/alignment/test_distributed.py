@@ -36,6 +36,7 @@ assert distributed.rank_and_world_size() == (0, 1)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["success", "error"])
 def test_two_processes_exchange_values_and_rows_and_free_their_group(end: str, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"

@@ -256,6 +256,7 @@ def test_credentials_that_are_not_there_are_asked_for(
         located("failing://bucket/a")
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_gives_no_half_object(storage: Storage, bucket: str) -> None:
     path = as_remote(located(f"{bucket}/large"))
     assert path
@@ -280,6 +281,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_named(bucket: str) -> No
             file.read()
 
 
+@pytest.mark.slow
 def test_storage_that_does_not_answer_is_given_up(
     storage: Storage, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +298,7 @@ def test_storage_that_does_not_answer_is_given_up(
     assert 0 < len(storage.proxy.requests) - before <= 9
 
 
+@pytest.mark.slow
 def test_nobody_listens_where_the_endpoint_is(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     S3FileSystem.clear_instance_cache()

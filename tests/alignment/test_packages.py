@@ -24,6 +24,7 @@ def names(requirements: Iterable[str]) -> set[str]:
     return {re.split(r"[\[<>=~; ]", text)[0].lower().replace("_", "-") for text in requirements}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extra", "module"), [(extra, module) for extra, held in EXTRAS.items() for module in held])
 def test_a_module_is_of_the_extra_that_is_named(extra: str, module: str) -> None:
     distributions = {name.lower().replace("_", "-") for name in packages_distributions()[module]}
@@ -32,6 +33,7 @@ def test_a_module_is_of_the_extra_that_is_named(extra: str, module: str) -> None
     assert how_to_install(module) == f"`pip install 'modalign[{extra}]'`"
 
 
+@pytest.mark.slow
 def test_a_dependency_is_installed_by_its_own_name() -> None:
     for module, distribution in DISTRIBUTIONS.items():
         assert how_to_install(module) == f"`pip install {distribution}`"
@@ -54,6 +56,7 @@ def test_what_may_be_a_file_of_yours_is_not_to_be_fetched_from_pypi(name: str, p
     assert "pip" not in said
 
 
+@pytest.mark.slow
 def test_every_extra_is_installed_from_anywhere(tmp_path: Path) -> None:
     """Nothing but the name is given, no directory of the sources; what is there already is not fetched again."""
     hints = [shlex.split((how_to_install(modules[0]) or "").strip("`")) for modules in EXTRAS.values()]

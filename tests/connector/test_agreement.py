@@ -80,6 +80,7 @@ def audit(world: World) -> Audit:
     return found
 
 
+@pytest.mark.slow
 def test_a_fit_says_what_an_audit_measures(fitted: Alignment, audit: Audit) -> None:
     """Among held-out items and of unseen ones in the whole collection: the same queries, counts and recalls."""
     for about, part in (("held-out", ""), ("unseen", UNSEEN)):
@@ -146,6 +147,7 @@ def test_compare_advises_what_a_fit_takes(embedding_set: EmbeddingSet, fitted: A
     assert advised is best or advised.whole.judged.value > best.whole.judged.value - MARGIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("private", "advised"), [(0.0, "caption"), (3.0, "image")])
 def test_compare_and_an_audit_find_and_advise_the_same_of_captions(
     private: float, advised: str, tmp_path: Path

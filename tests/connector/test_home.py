@@ -94,6 +94,7 @@ class TestFit:
                 with raises(AlignmentError, "a", "--alignment"):
                     opened.fit(FIT)
 
+    @pytest.mark.slow
     def test_another_fit_does_not_take_what_a_killed_one_left(self, home: Path, processes: ForkServerContext) -> None:
         kill_a_fit(processes, home, "before SQL knows it")
         other = FitRequest(sets=["pairs"], alignment="a", method="procrustes", seed=1)
@@ -111,6 +112,7 @@ class TestFit:
         with Home(settings(home)) as opened, raises(AlignmentError, "a", "--alignment"):
             opened.fit(FIT)
 
+    @pytest.mark.slow
     def test_what_people_left_beside_it_stays(self, home: Path, processes: ForkServerContext) -> None:
         kill_a_fit(processes, home, "between two files")
         own = [".a.tmp", ".a.old.tmp", ".a.0123456789abcdef.tmp", ".ab." + "0" * 32 + ".tmp", "a.tmp"]
@@ -209,6 +211,7 @@ def begin(home: Path, source: Path, name: str, together: Barrier) -> None:
     imported(settings(home), source, name)
 
 
+@pytest.mark.slow
 def test_processes_begin_one_home_at_once(processes: ForkServerContext, tmp_path: Path) -> None:
     together = processes.Barrier(4)
     home, source = tmp_path / "new", vectors(tmp_path)
@@ -234,6 +237,7 @@ def killed_while_beginning(home: Path, source: Path, statements: int) -> None:
     imported(settings(home), source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statements", [0, 1, 5, 25, 80])
 def test_a_home_whose_beginning_was_killed_begins_again(
     processes: ForkServerContext, tmp_path: Path, statements: int

@@ -12,6 +12,7 @@ from connector.stores.layout import PAYLOAD_KINDS, value_kind
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", Reason)
 def test_a_reason_is_a_short_name_with_a_sentence(reason: Reason) -> None:
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", reason)

@@ -285,6 +285,7 @@ def test_results_of_units_wait_in_the_bucket_and_go(bucket: str) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_vectors_of_refused_items_are_kept_in_the_bucket_and_go(bucket: str, tmp_path: Path) -> None:
     path, embedded = located(f"{bucket}/sets/texts"), []
     first, twin = (Item("text", "a", "a", text, {}, "list", place) for place, text in enumerate(("red", "green"), 1))

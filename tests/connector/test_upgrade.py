@@ -146,6 +146,7 @@ def _renamed(row: dict[str, Any], **names: str) -> dict[str, Any]:
 
 
 class TestRows:
+    @pytest.mark.slow
     def test_every_row_is_still_there(self, written: tuple[str, Rows]) -> None:
         url, before = written
         assert {name: len(of_table) for name, of_table in before.items()} == {
@@ -163,6 +164,7 @@ class TestRows:
         assert [row["hnsw_ef"] for row in after["release"]][:3] == [128, 128, None]
         assert [row["id"] for row in after["release"] if row["needs_tuning"]] == [8]
 
+    @pytest.mark.slow
     def test_down_and_up_again_changes_nothing(self, written: tuple[str, Rows]) -> None:
         url, before = written
         upgrade(url)
@@ -172,6 +174,7 @@ class TestRows:
         upgrade(url)
         assert rows(url) == {**after, "store": [{**row, "uid": ANY} for row in after["store"]]}
 
+    @pytest.mark.slow
     def test_new_rows_get_ids_of_their_own(self, written: tuple[str, Rows]) -> None:
         url, before = written
         upgrade(url)
@@ -184,6 +187,7 @@ class TestRows:
         assert lease.id == max(row["id"] for row in before["claim"]) + 1
         assert tombstone.id == max(row["id"] for row in before["deletion"]) + 1
 
+    @pytest.mark.slow
     def test_settings_that_are_invalid_stay_as_they_are(self, written: tuple[str, Rows]) -> None:
         url, _ = written
         with connected(url) as connection:
@@ -195,6 +199,7 @@ class TestRows:
         row = next(row for row in rows(url)["release"] if row["id"] == 1)
         assert (row["settings"], row["hnsw_ef"], row["hnsw_recall"]) == (damaged, None, None)
 
+    @pytest.mark.slow
     def test_an_upgrade_that_fails_leaves_everything_as_it_was(
         self, written: tuple[str, Rows], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -55,6 +55,7 @@ def alone(asking: ModalityEmbeddings, known: ModalityEmbeddings, seed: int) -> C
     return caption_queries(joined(asking, known), np.unique(asking.groups), seed).alone(seed)
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 4), min_size=25, max_size=60), seed=st.integers(0, 99))
 def test_recall_is_that_of_asking_one_by_one(sizes: list[int], seed: int) -> None:
     groups = [group for group, size in enumerate(sizes) for _ in range(size)]

@@ -58,6 +58,7 @@ def said(comparison: Comparison, topic: str) -> str:
 # Encoder pairs
 
 
+@pytest.mark.slow
 def test_the_better_pair_is_advised(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 400, noise=0.3)
     good = as_set(tmp_path / "good", X, Y, "good")
@@ -85,6 +86,7 @@ def test_of_pairs_that_find_as_much_the_smaller_is_advised(rng: np.random.Genera
     assert advise(found).pair == "slim-image:1 + slim-text:1"
 
 
+@pytest.mark.slow
 def test_pairs_are_asked_with_the_groups_that_all_have(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 200)
     names = [f"g{number}" for number in range(200)]
@@ -96,6 +98,7 @@ def test_pairs_are_asked_with_the_groups_that_all_have(rng: np.random.Generator,
     assert found.test_groups == int(HoldOut().held_out(names[50:]).sum())
 
 
+@pytest.mark.slow
 def test_sets_of_the_same_encoders_are_joined(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 200)
     names = [f"g{number}" for number in range(200)]
@@ -133,6 +136,7 @@ def test_a_pair_is_not_judged_by_a_method_that_another_still_lacks(rng: np.rando
 # What is measured
 
 
+@pytest.mark.slow
 def test_a_row_is_what_its_ranks_say(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 240, noise=1.5)
     found = compare([as_set(tmp_path / "s", X, Y)], **FAST)
@@ -148,6 +152,7 @@ def test_a_row_is_what_its_ranks_say(rng: np.random.Generator, tmp_path: Path) -
     assert sorted(fitted.multiply_adds.values()) == [0, 16 * 12]
 
 
+@pytest.mark.slow
 def test_no_test_group_takes_part_in_choice_or_fit(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +180,7 @@ def test_no_test_group_takes_part_in_choice_or_fit(
     assert not any(groups & tested for groups in seen)
 
 
+@pytest.mark.slow
 def test_only_so_many_held_out_groups_are_asked(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +190,7 @@ def test_only_so_many_held_out_groups_are_asked(
     assert found.pairs[0].chance["recall@10"] == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_table(rng: np.random.Generator, tmp_path: Path) -> None:
     made = as_set(tmp_path / "s", *views(rng, 200))
     one, two = (compare([made], **{**FAST, "methods": ["rcca"], "seed": 3}) for _ in range(2))
@@ -307,6 +314,7 @@ def test_an_identity_at_chance_is_not(rng: np.random.Generator, tmp_path: Path) 
     assert said(found, "identity").startswith("A fit is worth it: ridge finds 0.")
 
 
+@pytest.mark.slow
 def test_of_metrics_that_find_as_much_the_first_is_taken(rng: np.random.Generator, tmp_path: Path) -> None:
     metrics = [parse(name) for name in ("cosine", "euclid", "chi2", "w1")]
     found = compare([as_set(tmp_path / "s", *views(rng, 300))], **{**FAST, "metrics": metrics})
@@ -314,6 +322,7 @@ def test_of_metrics_that_find_as_much_the_first_is_taken(rng: np.random.Generato
     assert re.search(r"euclid \(.*cannot be told from it\. w1 \(0\.\d+\) finds less\.$", said(found, "metric"))
 
 
+@pytest.mark.slow
 def test_pairs_that_mean_nothing_are_not_told_from_chance(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 300)
     found = compare([as_set(tmp_path / "s", X, rng.permutation(Y))], **FAST)
@@ -321,6 +330,7 @@ def test_pairs_that_mean_nothing_are_not_told_from_chance(rng: np.random.Generat
     assert "More data would help" not in said(found, "more data")
 
 
+@pytest.mark.slow
 def test_what_captions_alone_find_is_said_with_what_asked(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 150)
     groups = [str(number) for number in range(150)]
@@ -458,6 +468,7 @@ def test_subsamples_are_nested_and_none_is_too_small(rng: np.random.Generator) -
     assert subsamples(known.only(np.arange(2 * FEWEST - 2)), 0) == []
 
 
+@pytest.mark.slow
 def test_a_curve_rises_where_there_is_something_to_learn(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 900, noise=8.0, latent=24, d_x=48, d_y=48)
     (curve,) = compare([as_set(tmp_path / "s", X, Y)], **FAST).curves

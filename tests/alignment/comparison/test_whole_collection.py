@@ -113,6 +113,7 @@ def test_means_are_those_of_both_directions_and_lie_within_their_intervals(measu
             assert estimate.low < value < estimate.high, (kind, place)
 
 
+@pytest.mark.slow
 def test_both_points_lie_on_the_curve_whose_area_is_that_of_all_offsets(measured: Any) -> None:
     whole, both, projections = measured
     for direction, drawn in whole.curves.items():
@@ -133,6 +134,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddingSet, Co
     return made, compare([made], methods=["ridge", "rcca", "kcca"], **QUICK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ridge", "rcca", "kcca"])
 def test_a_fit_of_the_same_method_has_the_same_offsets_and_recalls(compared: Any, method: str) -> None:
     made, found = compared
@@ -145,6 +147,7 @@ def test_a_fit_of_the_same_method_has_the_same_offsets_and_recalls(compared: Any
         assert [own.whole.recalls[direction].at(place) for place in range(2)] == both
 
 
+@pytest.mark.slow
 def test_what_is_advised_is_what_a_fit_prefers_unless_less_is_sure_to_be_lost(compared: Any) -> None:
     made, found = compared
     scores = {name: fit([made], method=name, folds=2, device="cpu").card.candidates for name in ("ridge", "kcca")}
@@ -173,6 +176,7 @@ def test_words_say_what_the_offset_changes(compared: Any) -> None:
     assert whole.mean(1)["unseen"]["recall@1"] > whole.mean(0)["unseen"]["recall@1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_a_given_share_of_the_gap_is_the_offset_of_every_method(share: float, tmp_path: Path) -> None:
     made = crowded_set(tmp_path / "s", 160)

@@ -81,6 +81,7 @@ def narrow_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 # What a fit finds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", *(name for name in METHODS if name != "identity")])
 def test_a_planted_alignment_is_found(method: str, rng: np.random.Generator, tmp_path: Path) -> None:
     alignment = fit([pair_set(tmp_path / "s", *linear_pair(rng, 300))], method=method, device="cpu")
@@ -89,6 +90,7 @@ def test_a_planted_alignment_is_found(method: str, rng: np.random.Generator, tmp
     assert min(recalls(alignment, 10)) > (0.9 if deep else 0.99)
 
 
+@pytest.mark.slow
 def test_images_and_captions_are_aligned(tmp_path: Path) -> None:
     pairs = fake_pairs(tmp_path, 120, seed=1, captions=2)
     X = FakeImageEncoder().encode("image", [decode(pair.image.read_bytes()) for pair in pairs])
@@ -99,6 +101,7 @@ def test_images_and_captions_are_aligned(tmp_path: Path) -> None:
     assert min(recalls(alignment, 5)) > 0.9
 
 
+@pytest.mark.slow
 def test_pairs_that_mean_nothing_stay_at_chance(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = linear_pair(rng, 400)
     alignment = fit([pair_set(tmp_path / "s", X, rng.permutation(Y))], device="cpu")
@@ -108,6 +111,7 @@ def test_pairs_that_mean_nothing_stay_at_chance(rng: np.random.Generator, tmp_pa
         assert max(recalls(alignment, k)) < chance + 5 * (chance / items) ** 0.5
 
 
+@pytest.mark.slow
 def test_two_encoders_of_one_space_keep_it(rng: np.random.Generator, tmp_path: Path) -> None:
     """Few noisy pairs in many dimensions: nothing that is fitted beats what the models agree on already."""
     X = rng.standard_normal((40, 64))
@@ -129,6 +133,7 @@ def test_identity_is_not_tried_between_different_dimensions(rng: np.random.Gener
         fit([made], method="identity", device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_that_is_named_is_the_only_one_tried(method: str, rng: np.random.Generator, tmp_path: Path) -> None:
     made = pair_set(tmp_path / "s", *linear_pair(rng, 60, d_y=9))
@@ -138,6 +143,7 @@ def test_a_method_that_is_named_is_the_only_one_tried(method: str, rng: np.rando
     assert len(card.candidates) == len(candidates(method, 9, 9))
 
 
+@pytest.mark.slow
 def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = linear_pair(rng, 80, noise=0.5)
     lines: list[str] = []
@@ -161,6 +167,7 @@ def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.ra
     assert card.pairs == kept.sum()
 
 
+@pytest.mark.slow
 def test_held_out_recall_is_that_of_the_held_out_items(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = linear_pair(rng, 120, noise=0.6)
     hold_out = HoldOut(0.4, 3)
@@ -190,6 +197,7 @@ def test_the_card_says_where_the_alignment_comes_from(rng: np.random.Generator, 
     assert all(0 <= candidate["score"] <= 1 for candidate in card.candidates)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(rng: np.random.Generator, tmp_path: Path) -> None:
     made = pair_set(tmp_path / "s", *linear_pair(rng, 80, noise=0.5))
     one, other = fit([made], seed=5, device="cpu"), fit([made], seed=5, device="cpu")
@@ -199,6 +207,7 @@ def test_the_same_seed_gives_the_same_bits(rng: np.random.Generator, tmp_path: P
     assert scores != [candidate["score"] for candidate in one.card.candidates]
 
 
+@pytest.mark.slow
 def test_the_order_of_the_rows_does_not_matter(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = linear_pair(rng, 80, noise=0.5)
     groups = [str(i) for i in range(80)]
@@ -381,6 +390,7 @@ def test_a_hold_out_of_few_groups_says_how_uncertain_a_recall_is(held_out: int, 
     assert len(lines) == bool(around)
 
 
+@pytest.mark.slow
 def test_losers_are_dropped_early(rng: np.random.Generator) -> None:
     names = [name for name in METHODS if name != "identity"]
     found = cross_validate(racers(rng), names, FitSpec(), folds=4, device=resolve("cpu"))
@@ -394,6 +404,7 @@ def test_losers_are_dropped_early(rng: np.random.Generator) -> None:
     assert max(c.score for c in first) <= max(c.score for c in found)
 
 
+@pytest.mark.slow
 def test_a_long_choice_says_how_far_it_is_and_how_long_it_takes(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +442,7 @@ def test_a_long_choice_says_how_far_it_is_and_how_long_it_takes(
     assert all(abs(a - real) < 1.1 for a, real in known)
 
 
+@pytest.mark.slow
 def test_what_a_method_validates_at_does_not_depend_on_the_others(rng: np.random.Generator) -> None:
     """So a comparison, which races each method alone, prefers what a fit takes."""
     data, names = racers(rng), ["procrustes", "ridge", "rcca", "asif"]
@@ -485,6 +497,7 @@ def test_a_budget_ends_the_search_after_the_candidate_under_way(
     assert best_of(found).score == max(candidate.score for candidate in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metrics", "chosen"),
     [
@@ -543,6 +556,7 @@ def rows_sorted(X: Matrix) -> Matrix:
     return X[np.lexsort(X.T)]
 
 
+@pytest.mark.slow
 def test_a_bank_is_a_sample_of_the_training_vectors(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -569,6 +583,7 @@ def test_a_metric_that_is_only_corrected_is_learned_too(rng: np.random.Generator
         alignment.metric(parse("bilinear(rank=3,blocks=2)"), items="text")
 
 
+@pytest.mark.slow
 def test_metrics_change_neither_the_projections_nor_the_choice(rng: np.random.Generator, tmp_path: Path) -> None:
     made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
     plain = fit([made], device="cpu")
@@ -677,6 +692,7 @@ def test_vectors_that_are_all_the_same_are_refused(side: str, rng: np.random.Gen
 JOINTLY = ["cosine", "chi2", "bilinear(rank=2,blocks=2)", "dot+nnn(k=5)"]
 
 
+@pytest.mark.slow
 def test_one_projection_is_trained_for_every_metric(rng: np.random.Generator, tmp_path: Path) -> None:
     made = pair_set(tmp_path / "s", *linear_pair(rng, 200, noise=0.5))
     metrics = [parse(text) for text in JOINTLY]

@@ -120,6 +120,7 @@ def test_a_head_is_fitted_like_any_method(name: str, rng: np.random.Generator) -
             assert any(not np.array_equal(t, different.tensors()[k]) for k, t in projection.tensors().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fusemix", "star-glu", "linear"])
 def test_training_beats_the_start(name: str, rng: np.random.Generator) -> None:
     everything = views(rng, 600)

@@ -34,6 +34,7 @@ def check(found: Moments, X: Matrix, Y: Matrix, *, rtol: float, atol: float = 0.
         np.testing.assert_allclose(own, wanted, rtol=0, atol=atol + rtol * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 20), min_size=4, max_size=4).filter(any), st.floats(-1, 1))
 def test_a_tree_of_parts_is_the_whole(seed: int, sizes: list[int], shift: float) -> None:

@@ -109,6 +109,7 @@ def test_a_sample_keeps_the_mix_of_seen_and_unseen_groups() -> None:
     assert set(part.unseen) <= set(unseen.groups)
 
 
+@pytest.mark.slow
 def test_an_offset_helps_new_items_and_its_choice_costs_known_ones_little() -> None:
     [best] = [best_of(cross_validate(crowded(), ["rcca"], FitSpec(), folds=4, device=CPU))]
     for recall in best.whole:
@@ -172,6 +173,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Alignment:
     return fit([crowded_set(path)], method="rcca", metrics=SERVED, device="cpu", training={"epochs": 2})
 
 
+@pytest.mark.slow
 def test_every_metric_gets_its_share_of_its_own_gap(fitted: Alignment) -> None:
     offsets = fitted.card.seen_offsets
     chosen = next(
@@ -196,6 +198,7 @@ def test_what_was_seen_is_what_was_fitted(fitted: Alignment, tmp_path: Path) -> 
         np.testing.assert_array_equal(fitted.seen[modality].holds(rows.content_sha256), ~held)
 
 
+@pytest.mark.slow
 def test_an_offset_costs_known_items_little_under_every_metric() -> None:
     """A share of the gap that is right under cosine would bury known items under metrics of another shape."""
     unseen, seen = split(crowded())

@@ -73,6 +73,7 @@ def same(one: Alignment, other: Alignment) -> None:
         np.testing.assert_array_equal(one.seen[modality].contents, other.seen[modality].contents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["same", "shuffled"])
 @pytest.mark.parametrize("method", ["ridge", "rcca", "procrustes", "kcca", "asif"])
 def test_a_fit_from_shards_is_that_in_memory(
@@ -84,6 +85,7 @@ def test_a_fit_from_shards_is_that_in_memory(
     same(fit([made], method=method, device="cpu"), expected)
 
 
+@pytest.mark.slow
 def test_metrics_that_learn_and_corrections_of_hubs_take_the_same_items(
     rng: np.random.Generator, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -128,6 +130,7 @@ def test_every_shard_is_read_once_but_for_its_neighbours_edge(
     assert read.total() <= len(read) + 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_disk")
 def test_two_sets_are_one_and_their_payloads_are_never_read(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -131,6 +131,7 @@ def test_an_excess_below_zero_is_kept_beside_a_debiased_zero() -> None:
     assert found == GapDistance(raw=1.0, image_null=2.0, text_null=1.0, excess=-1.5, debiased=0.0)
 
 
+@pytest.mark.slow
 def test_all_estimators_agree_on_a_shift(rng: np.random.Generator) -> None:
     """Between distributions of one covariance every one of them is the length of the shift."""
     samples = halves(rng, 1000, shift=2.0)
@@ -168,6 +169,7 @@ def test_a_rotation_of_both_changes_nothing(rng: np.random.Generator) -> None:
 # The permutation test
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_where_there_is_no_gap() -> None:
     """A p-value is a multiple of 1/40 here; with uniform noise of that width it is uniform itself."""
     values = []

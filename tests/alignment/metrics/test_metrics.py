@@ -145,6 +145,7 @@ def test_every_metric_that_lowers_to_dot_is_tested_with_hubness_taken_off() -> N
     }
 
 
+@pytest.mark.slow
 @every_metric
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 5e-6)])
 def test_scores_equal_the_reference(
@@ -295,6 +296,7 @@ def test_gradients_equal_finite_differences(metric: Metric, rng: np.random.Gener
 # Lowerings
 
 
+@pytest.mark.slow
 @every_metric
 @settings(max_examples=40)
 @given(st.one_of(made, drawn))
@@ -490,6 +492,7 @@ def test_a_metric_is_a_value(metric: Metric) -> None:
         metric.another = 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @given(st.text().filter(lambda text: not text.startswith(tuple(METRICS))))
 def test_an_unknown_metric_is_refused_with_those_that_exist(text: str) -> None:
     with pytest.raises(MetricError) as caught:

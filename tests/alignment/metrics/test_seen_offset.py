@@ -107,6 +107,7 @@ def test_gradients_between_equal_vectors_are_finite(metric: Metric, rng: np.rand
         assert torch.isfinite(x.grad[:, :-1]).all()
 
 
+@pytest.mark.slow
 @every_metric
 @settings(max_examples=40)
 @given(st.one_of(made, drawn), offsets, masks)

@@ -90,6 +90,7 @@ def nonnegative() -> Alignment:
     return replace(alignment(), projections={m: Projection(d, None, weights[m]) for m, d in DIMS.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [*METRICS, "dot+nnn"])  # a correction adds one column to any graph
 def test_every_metric_has_graphs_of_both_sides(text: str) -> None:
     ours, metric = alignment(mean=0.2), parse(text)
@@ -105,6 +106,7 @@ def test_every_metric_has_graphs_of_both_sides(text: str) -> None:
             check_equal(found, reference(ours, metric, made.modality, made.role, X))
 
 
+@pytest.mark.slow
 def test_an_export_holds_both_modalities_and_sides() -> None:
     ours, metric = alignment(mean=0.2), parse("kl-item-query+nnn")
     graphs = export.export(ours, metric)
@@ -126,6 +128,7 @@ def test_every_map_has_graphs(metric: Divergence, role: Role) -> None:
             assert np.isnan(output).reshape(3, -1).all(axis=1).tolist() == [False, True, False], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_parameters_of_a_metric_count(role: Role) -> None:
     ours, X = alignment(), embeddings("image")
@@ -194,6 +197,7 @@ def test_every_lift_is_exported(name: str) -> None:
     assert np.isnan(found).all(axis=1).tolist() == [row == 2 for row in range(7)]
 
 
+@pytest.mark.slow
 def test_the_identity_changes_nothing_but_the_length() -> None:
     X, d = embeddings("text"), DIMS["text"]
     ours = replace(alignment(), projections={m: Projection(d) for m in MODALITIES})
@@ -216,6 +220,7 @@ def test_what_modalign_refuses_is_nan(text: str) -> None:
             assert nan.all(axis=1).tolist() == [1 <= row <= 6 for row in range(len(X))], name
 
 
+@pytest.mark.slow
 def test_a_graph_is_what_the_checker_of_onnx_takes() -> None:
     made = graph(alignment(), parse("kl-item-query"), "text", "query")
     model = onnx.load_from_string(made.onnx)

@@ -193,6 +193,7 @@ def test_pairing_finds_what_two_intervals_would_hide(rng: np.random.Generator) -
     assert result.difference.high - result.difference.low < 0.05 < 2 * 1.96 * 0.5 / np.sqrt(400)
 
 
+@pytest.mark.slow
 def test_no_change_is_significant_in_about_5_of_100() -> None:
     wrong = 0
     for seed in range(200):
@@ -211,6 +212,7 @@ def test_no_change_is_significant_in_about_5_of_100() -> None:
     assert wrong / 200 < 0.12
 
 
+@pytest.mark.slow
 def test_a_drop_by_chance_has_a_small_p_value_as_rarely_as_it_says(rng: np.random.Generator) -> None:
     keys = list(map(str, range(80)))
     sides = (PerQueryValues(keys, keys, (rng.random(80) < 0.4).astype(float)) for _ in range(800))

@@ -82,6 +82,7 @@ def coco() -> tuple[GroupedEmbeddings, Any, dict[str, dict[int, list[int]]]]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coco-5k", "coco-1k"])
 def test_coco_is_measured_as_eccv_caption_measures_it(
     name: str, coco: tuple[GroupedEmbeddings, Any, dict[str, dict[int, list[int]]]]
@@ -97,6 +98,7 @@ def test_coco_is_measured_as_eccv_caption_measures_it(
             assert values.mean() == pytest.approx(expected[short], rel=1e-15)
 
 
+@pytest.mark.slow
 def test_flickr30k_is_measured_as_ir_measures_measures_it(rng: np.random.Generator) -> None:
     data = benchmark(rng, 1000)
     answers = PROTOCOLS["flickr30k"].ask(data, BOTH)

@@ -23,6 +23,7 @@ from tests.support.fakes import fake_rows, fake_set
 from tests.support.sets import assert_same, files, rows, some
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @given(data=st.data())
 def test_a_shard_reads_back_what_was_written(

@@ -179,6 +179,7 @@ def test_a_writer_killed_before_its_first_card_can_start_again(leftovers: list[s
     assert files(tmp_path / "s") == [CARD, "image-000000.parquet"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_shards_only(tmp_path: Path) -> None:
     """The process is killed while it renames its second shard; the next writer goes on."""
     script = """
@@ -216,6 +217,7 @@ def test_a_second_writer_is_refused_while_the_first_writes(tmp_path: Path) -> No
         out.finish()
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_too(tmp_path: Path) -> None:
     script = """
         import sys

@@ -205,6 +205,7 @@ class TestEqualsTheReference:
 class TestHubness:
     """Skewness of what production finds: of every metric its own."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("metric", "gallery"),
         [
@@ -241,6 +242,7 @@ class TestTies:
         (release,) = world.push(world.set("s", *parts)).releases
         return release
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", SOME)
     def test_where_all_items_are_alike_nothing_is_found(self, world: World, metric: str) -> None:
         n = 30
@@ -264,6 +266,7 @@ class TestTies:
             assert values(found, direction)["recall@1"] == pytest.approx(18 / 20)
             assert values(found, direction)["recall@2"] == 1.0
 
+    @pytest.mark.slow
     def test_many_equal_items_that_are_all_right_are_found(self, world: World) -> None:
         """A class label as caption: more copies of the right answer than the list is long are no miss."""
         n, copies = 6, 15
@@ -277,6 +280,7 @@ class TestTies:
             assert values(found, direction)["exact.recall@1"] == 1.0
             assert values(found, direction)["median_rank"] == 1.0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", ["cosine", "euclid", "manhattan", "dot"])
     def test_copies_that_round_apart_are_copies(self, world: World, metric: str) -> None:
         """A projection rounds by where a row stands in its batch: equal captions are stored a last bit apart."""
@@ -316,6 +320,7 @@ class TestTies:
 
 
 class TestTheIndex:
+    @pytest.mark.slow
     def test_what_the_index_loses_is_measured(self, tmp_path: Path) -> None:
         store = Losing(tmp_path / "qdrant", lambda how: not how.get("exact"), lost=3, each=10)
         with store:
@@ -337,6 +342,7 @@ class TestTheIndex:
             # Without noise the best image is the right one, so what the index loses is lost to production.
             assert (measured["recall@10"], measured["exact.recall@10"]) == (0.9, 1.0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("gallery", ["held-out", "all"])
     @pytest.mark.parametrize("filtered", [False, True])
     def test_it_is_measured_without_a_filter(self, tmp_path: Path, filtered: bool, gallery: Any) -> None:
@@ -390,6 +396,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RankedHits]]:
 
 @pytest.mark.usefixtures("small_pages")
 class TestCandidates:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("metric", "gallery"),
         [*zip(RESCORED, ("held-out", "held-out", "all", "all"), strict=True), ("chi2", "all"), ("mlp", "held-out")],
@@ -439,6 +446,7 @@ class TestCandidates:
                         assert [hit.id for hit in answer.hits] == list(ids[best[: len(answer.hits)]])
         assert lost > 0 or metric in ("js", "mol")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", SOME)
     def test_a_certificate_can_be_required(self, served: World, metric: str) -> None:
         release, required = opened(served, metric), [Requirement.parse("certified>=0.999")]
@@ -454,6 +462,7 @@ class TestCandidates:
                 audit(release, served.store, the_set(served), requirements=required, **options)
             assert ", certified" not in str(refused.value)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", RESCORED)
     def test_ties_beyond_the_candidates_never_flatter(self, world: World, metric: str) -> None:
         one = {m: np.repeat(embedded(m, latent(1)), 40, axis=0) for m in MODALITIES}
@@ -467,6 +476,7 @@ class TestCandidates:
             assert measured["fidelity@5"] == 1.0  # as good as the best, whatever their ids
             assert measured.get("certified", 0.0) == 0.0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", ["chi2", "mlp"])
     def test_vectors_are_read_in_pages(self, served: World, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
         release = opened(served, metric)
@@ -588,6 +598,7 @@ class TestRequirements:
         with pytest.raises(RequirementError):
             audit(opened(served), served.store, the_set(served), ks=ks)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("comparison", [">=", "<=", ">", "<"])
     @pytest.mark.parametrize("offset", [-0.01, 0.0, 0.01])
     def test_the_verdict(self, served: World, plain: Audit, comparison: str, offset: float) -> None:
@@ -606,6 +617,7 @@ class TestRequirements:
 
 
 class TestRecord:
+    @pytest.mark.slow
     @pytest.mark.parametrize("missing", [0, 3 * N // 4], ids=["finite", "infinite median"])
     def test_sql_holds_what_the_audit_found(self, world: World, missing: int) -> None:
         (release,) = world.push(world.set("s", *several(N))).releases
@@ -628,6 +640,7 @@ class TestRecord:
         assert row.settings["failed_requirements"] == (["median_rank<=2000"] if missing else [])
 
 
+@pytest.mark.slow
 def test_queries_are_asked_in_batches(served: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The measures do not depend on how many queries are asked at a time."""
     rescored = audit(opened(served, "mlp"), served.store, the_set(served), queries="all")

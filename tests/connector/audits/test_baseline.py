@@ -311,6 +311,7 @@ def row_of(world: World, metric: str = "cosine") -> ReleaseRow:
 
 
 class TestEarlier:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("against", "plan", "name", "number"),
         [

@@ -119,6 +119,7 @@ def ranks(metric: str, fusion: Fusion, number: int) -> dict[str, float]:
 
 
 class TestWhatIsMeasured:
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", METRICS)
     def test_each_way_as_comparing_everything_finds(self, served: World, metric: str) -> None:
         release = opened(served, metric)
@@ -146,6 +147,7 @@ class TestWhatIsMeasured:
         assert asked > FEWEST_QUERIES
         assert done[-asked:] == [1] * asked
 
+    @pytest.mark.slow
     def test_queries_whose_words_stand_in_a_caption_are_counted_apart(self, served: World) -> None:
         found = audit(opened(served, "cosine"), served.store, the_set(served), queries="all").captions
         assert found is not None
@@ -162,6 +164,7 @@ class TestWhatIsMeasured:
         assert kinds[WORDS_SHARED] == expected > 0
         assert kinds[WORDS_SHARED] + kinds[WORDS_OWN] == kinds[CAPTIONED]
 
+    @pytest.mark.slow
     def test_items_with_captions_are_counted_among_the_images_of_the_collection(self, tmp_path: Path) -> None:
         more = rows("image", embedded("image", latent(15, seed=8)), keys=[f"more {number}" for number in range(15)])
         with opened_world("edge", tmp_path) as world:
@@ -188,6 +191,7 @@ def with_one() -> list[Rows]:
 
 
 class TestItemsWithOneCaption:
+    @pytest.mark.slow
     def test_are_asked_for_by_paraphrases_as_comparing_everything_finds(self, single: World) -> None:
         release = opened(single)
         assert release.fusion is not None
@@ -216,12 +220,14 @@ class TestItemsWithOneCaption:
         assert found.paraphrased
         assert found.gain is not None
 
+    @pytest.mark.slow
     def test_items_with_further_captions_are_asked_for_by_these(self, served: World) -> None:
         found = audit(opened(served, "cosine"), served.store, the_set(served), queries="all").captions
         assert found is not None
         assert not found.paraphrased
         assert PARAPHRASED not in {kind.kind for kind in found.kinds}
 
+    @pytest.mark.slow
     def test_a_few_items_with_several_captions_ask_before_all_others(self, tmp_path: Path) -> None:
         numbers = [*range(250), *range(8), *range(8)]
         keys = [f"{number}#{place}" for place, number in enumerate(numbers)]

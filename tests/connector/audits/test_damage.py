@@ -103,6 +103,7 @@ def change_settings(home: Path, collection: str, **settings: Any) -> None:
         session.commit()
 
 
+@pytest.mark.slow
 def test_a_healthy_release_is_not_blamed(home: Path) -> None:
     for collection in ("plain", "coarse"):
         found = audited(home, collection)
@@ -151,6 +152,7 @@ def test_a_collection_gone(home: Path) -> None:
     assert audited(home).verdict == "broken"
 
 
+@pytest.mark.slow
 def test_a_wrong_ef(home: Path) -> None:
     change_settings(home, "plain", hnsw_ef=1)
     found = audited(home)
@@ -165,6 +167,7 @@ def test_binary_quantization_without_rescoring(home: Path) -> None:
     assert "Quantization binary without rescoring: quantized vectors alone decide what is found." in found.in_words
 
 
+@pytest.mark.slow
 def test_a_filter_whose_field_is_not_indexed(home: Path) -> None:
     condition = json.dumps({"must": [{"key": "color", "match": {"value": "red"}}]})
     found = audited(home, filters={"red": condition})
@@ -175,6 +178,7 @@ def test_a_filter_whose_field_is_not_indexed(home: Path) -> None:
         assert stage.queries + stage.without_relevant == found.queries_of(stage.direction)
 
 
+@pytest.mark.slow
 def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
     """It is no damage of the release: what cannot be compared is said, and a drop is not blamed on the release."""
     before = audited(home)
@@ -203,6 +207,7 @@ def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
     assert not any("changed since it was pushed" in says for says in audited(home).in_words)
 
 
+@pytest.mark.slow
 def test_a_longer_list_hides_no_wrong_ef(home: Path) -> None:
     """Each list is as long as production asks for: a search for 200 walks as far as 200."""
     change_settings(home, "plain", hnsw_ef=1)
@@ -220,6 +225,7 @@ def test_a_longer_list_hides_no_wrong_ef(home: Path) -> None:
     assert found.measure("text-to-image", "fidelity@10", "index").value == pytest.approx(real, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_quantization_is_measured_as_far_as_production_oversamples(home: Path) -> None:
     change_settings(home, "coarse", oversampling=1.0)
     longer, one = (audited(home, "coarse", ks=ks, sample=60) for ks in ((1, 100), (1,)))
@@ -228,6 +234,7 @@ def test_quantization_is_measured_as_far_as_production_oversamples(home: Path) -
         assert longer.measure(*place).value == one.measure(*place).value < 0.9
 
 
+@pytest.mark.slow
 def test_a_small_edit_of_a_small_set(tmp_path: Path) -> None:
     """One row of the one batch that there is has changed: all others are compared, and damage to those is found."""
     home = tmp_path / "home"
@@ -313,6 +320,7 @@ def test_a_push_that_has_not_ended(home: Path, into: str, counted: bool) -> None
         assert "`modalign push` on host pod-7f6d, writes since 2026-01-02 03:04:05 UTC and has not ended." in said[0]
 
 
+@pytest.mark.slow
 def test_settings_that_the_collection_does_not_have(home: Path) -> None:
     change_settings(home, "plain", m=4, quantization="binary", datatype="uint8")
     found = audited(home)
@@ -385,6 +393,7 @@ def test_a_point_that_has_no_group(home: Path, payload: dict[str, Any]) -> None:
         assert record.id in str(found.broken) or f"image:{N - 1}" in str(found.broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carried", [None, 7, "", "no base64!", "AAAA"])
 def test_a_point_without_its_aligned_vector(home: Path, carried: object) -> None:
     with Home(Settings.load(home=home)) as opened:
@@ -401,6 +410,7 @@ def test_a_point_without_its_aligned_vector(home: Path, carried: object) -> None
         assert record.id in str(found.broken) or f"image:{N - 1}" in str(found.broken)
 
 
+@pytest.mark.slow
 def test_each_ends_with_its_exit_code(home: Path) -> None:
     """Broken and failed end with 3 and say why in a line; measured does not."""
     change_settings(home, "plain", hnsw_ef=1)

@@ -152,6 +152,7 @@ class TestLayOut:
             assert len(stayed) + len(new) == 20 == len(after[modality])
             assert len(stayed) >= 14
 
+    @pytest.mark.slow
     def test_the_set_is_not_in_memory(self, world: World) -> None:
         """What is asked with is, a shard or two, and a few bytes for each row, of which one takes some hundred."""
         names = [f"{shard}-" for shard in range(8)]
@@ -232,6 +233,7 @@ def numbered(modality: Modality, groups: IntArray) -> Rows:
 
 
 class TestByProtocol:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", PROTOCOLS)
     def test_folds_of_the_real_size(self, name: str) -> None:
         """Rows in any order: folds are consecutive images with their first five captions, which search each other."""
@@ -340,6 +342,7 @@ class TestMended:
 
 
 class TestProtocolsInAnAudit:
+    @pytest.mark.slow
     def test_flickr30k_is_what_ir_measures_says(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """A fifth of its size."""
         monkeypatch.setitem(PROTOCOLS, "flickr30k", replace(PROTOCOLS["flickr30k"], images=200))
@@ -354,6 +357,7 @@ class TestProtocolsInAnAudit:
         missed = np.prod([1 - 5 / (1000 - drawn) for drawn in range(10)])
         assert found.measure("image-to-text", "chance.recall@10").value == pytest.approx(1 - missed)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", ["cosine", "chi2"])
     def test_coco_1k_is_the_mean_of_five_folds(
         self, world: World, metric: str, monkeypatch: pytest.MonkeyPatch
@@ -395,6 +399,7 @@ class TestProtocolsInAnAudit:
         # In the whole collection images find their sixth and seventh.
         assert found.measure("image-to-text", "recall@1", "index").value > 0.5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("parts", "message"),
         [

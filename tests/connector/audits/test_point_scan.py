@@ -46,6 +46,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestEqualsOneProcess:
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", SOME)
     def test_every_measure(self, served: World, metric: str) -> None:
         release, executor = opened(served, metric), Shuffling(len(metric))

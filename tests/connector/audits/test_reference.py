@@ -267,6 +267,7 @@ def test_a_point_without_a_score_never_flatters(text: str, few: bool, gallery: s
 
 
 class TestPages:
+    @pytest.mark.slow
     @given(st.integers(1, M + 1), st.integers(1, 2 * N * M), st.sampled_from(GALLERIES), st.sampled_from(SOME))
     def test_neither_pages_nor_chunks_change_a_rank(self, page: int, chunk: int, gallery: str, text: str) -> None:
         its = prepared(text, gallery)
@@ -301,6 +302,7 @@ class TestPages:
         assert found.largest == pytest.approx(whole.largest)
         assert (found.census.items, found.census.seen) == (whole.census.items, whole.census.seen)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("text", ["cosine", "chi2"])
     def test_memory_is_that_of_a_page_and_a_chunk(self, text: str) -> None:
         """Of ten times as many points it takes no more, and never what all scores would."""

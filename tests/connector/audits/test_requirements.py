@@ -408,6 +408,7 @@ class TestAnnounced:
         kept = {(direction, *place) for direction, its in found.per_query.items() for place in its.values}
         assert kept <= set(known)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", SOME)
     def test_of_one_of_few_queries_nothing_is_measured_that_was_not_announced(
         self, world: World, metric: str, monkeypatch: pytest.MonkeyPatch

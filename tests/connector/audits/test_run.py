@@ -33,6 +33,7 @@ def asked(**options: Any) -> AuditRequest:
     return AuditRequest(collection=COLLECTION, pairs="s", queries="all", gallery="all", **options)
 
 
+@pytest.mark.slow
 def test_audits_of_one_seed_verify_other_points_each_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifying, "ROWS", 3)
     name, id_ = opened(world).name, point_id("image", "5")
@@ -43,6 +44,7 @@ def test_audits_of_one_seed_verify_other_points_each_time(world: World, monkeypa
     assert set(verdicts) == {"measured", "broken"}
 
 
+@pytest.mark.slow
 def test_what_may_take_minutes_is_shown(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +81,7 @@ class TestAllThatOnePromotionWouldSwitch:
         world.push(the_set(world), world.alignment("newer", turn=2), metrics=SEVERAL)
         return world
 
+    @pytest.mark.slow
     def test_every_metric_is_audited_then_all_are_promoted(self, beside: World) -> None:
         with raises(GateError, COLLECTION, code="gate"):
             promoted(beside)
@@ -90,6 +93,7 @@ class TestAllThatOnePromotionWouldSwitch:
         assert len({row.run_id for row in rows}) == 1
         assert promoted(beside) == {audit.row.metric: audit.number for audit in audits}
 
+    @pytest.mark.slow
     def test_requirements_hold_for_each_metric(self, beside: World) -> None:
         audits = audited(beside, asked(release="ready", require=["recall@1>=0", "recall@1<=0"]))
         assert {audit.row.metric: audit.verdict for audit in audits} == dict.fromkeys(SEVERAL, "failed")
@@ -97,6 +101,7 @@ class TestAllThatOnePromotionWouldSwitch:
         with raises(GateError, *(audit.row.physical_name for audit in audits), "recall@1<=0", code="gate"):
             promoted(beside)
 
+    @pytest.mark.slow
     def test_a_broken_release_does_not_keep_the_others_from_being_audited(self, beside: World) -> None:
         shadow = next(r for r in beside.provenance.releases.find(metric="cosine", state="ready"))
         beside.store.delete(shadow.physical_name, [point_id("image", "5")])
@@ -104,11 +109,13 @@ class TestAllThatOnePromotionWouldSwitch:
         verdicts = {audit.row.metric: audit.verdict for audit in audits}
         assert verdicts == {"cosine": "broken", "euclid": "passed", CHI2: "passed"}
 
+    @pytest.mark.slow
     def test_a_metric_that_is_named_is_audited_alone(self, beside: World) -> None:
         (audit,) = audited(beside, asked(release="ready", metric=CHI2))
         assert (audit.row.metric, audit.row.state) == (CHI2, "ready")
         assert [audit.row.metric for audit in audited(beside, asked())] == ["cosine"]
 
+    @pytest.mark.slow
     def test_a_requirement_that_one_metric_does_not_have_names_its_release(self, beside: World) -> None:
         with raises(RequirementError, "rescoring:recall@1>=0", "cosine"):
             audited(beside, asked(release="ready", require=["rescoring:recall@1>=0"]))

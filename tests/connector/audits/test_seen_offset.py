@@ -51,6 +51,7 @@ def values(found: Audit, direction: str) -> dict[str, float]:
     return {m.name: m.value for m in found.measures if m.direction == direction and not m.part}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", EACH_FORM)
 def test_recall_and_fidelity_are_those_of_the_order_with_the_offset(served: World, metric: str) -> None:
     release: Any = opened(served, metric)

@@ -189,6 +189,7 @@ def test_every_number_of_the_whole_collection_equals_brute_force(served: World, 
             assert [point.unseen, point.seen, point.unseen_first, point.seen_first] == pytest.approx(recalls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collection", [COLLECTION, WITH_OFFSETS])
 @pytest.mark.parametrize("metric", ["cosine", "euclid", "chi2"])
 def test_the_curve_is_that_of_every_offset_whichever_is_in_use(served: World, metric: str, collection: str) -> None:
@@ -223,11 +224,13 @@ class TestQueries:
         assert held_out(result.per_query[UNSEEN].groups).all()
         assert not held_out(result.per_query[SEEN].groups).any()
 
+    @pytest.mark.slow
     def test_are_paraphrases_where_the_fit_saw_every_caption(self, served: World) -> None:
         result = of(audit(opened(served), served.store, the_set(served), seed=3), "image-to-text")
         assert result.about[SEEN] == "paraphrases of the images of seen items"
         assert all(" paraphrased 3 among " in content for content in result.per_query[SEEN].contents)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("sample", [1, 7])
     def test_are_no_more_than_the_sample_and_the_same_each_time(self, served: World, sample: int) -> None:
         whole, first, again = (
@@ -239,6 +242,7 @@ class TestQueries:
                 assert len(queries.keys) == sample
                 assert of(again, direction).per_query[kind].keys == queries.keys
 
+    @pytest.mark.slow
     def test_never_are_the_own_captions_of_the_fit_although_they_would_find_more(self, world: World) -> None:
         """Captions that the fit put on their items: every other recall is lower."""
         images, texts = pairs(N, noise=0.8)
@@ -297,6 +301,7 @@ def losing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 class TestStages:
     """The stages of the search are measured with queries about known items too, where the audit's own are about new."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", ["cosine", "chi2"])
     def test_equal_brute_force_where_nothing_is_lost(self, served: World, metric: str) -> None:
         release = open_release(served.provenance, served.store, WITH_OFFSETS, metric)
@@ -312,6 +317,7 @@ class TestStages:
                     assert stage.recall[k].value == pytest.approx(expected) or stage.name == LOWERING
                     assert not stage.fidelity or stage.fidelity[k].mean.value == 1.0 or stage.name == LOWERING
 
+    @pytest.mark.slow
     def test_what_is_lost_of_known_items_alone_is_blamed_and_fails_what_is_required(self, losing: World) -> None:
         texts = ["fidelity@10>=.97", "index:fidelity@10>=.97", "seen index:fidelity@10>=.97", "unseen fidelity@10>=.97"]
         require = [Requirement.parse(text) for text in texts]
@@ -325,6 +331,7 @@ class TestStages:
             assert value(found, direction, "fidelity@10", "seen lowering") == 1.0
             assert value(found, direction, "fidelity@10", "index") == 1.0
 
+    @pytest.mark.slow
     def test_are_in_sql_by_stage_and_stratum_and_compared_with_a_baseline(self, losing: World) -> None:
         before = recorded(losing, COLLECTION)
         with losing.provenance.database.session() as session:
@@ -342,6 +349,7 @@ class TestStages:
             drop = [Requirement.parse("seen index:fidelity@10 drop<=0.01")]
             audit(opened(losing), losing.store, the_set(losing), baseline=baseline, requirements=drop)
 
+    @pytest.mark.slow
     def test_with_some_of_the_queries_where_there_are_many(
         self, losing: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -378,6 +386,7 @@ class TestWithoutQueries:
         assert [failure.requirement.text for failure in found.failures] == ["unseen recall@10>=0.1"]
         assert found.verdict == "failed"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("hold_out", [HoldOut(), HoldOut(1.0, 0)])
     def test_a_gallery_without_a_seen_item(self, world: World, hold_out: HoldOut) -> None:
         """Every pair is held out, or the pairs of the fit were never pushed."""
@@ -408,6 +417,7 @@ class TestWithoutQueries:
             for kind in (SEEN, UNSEEN, HARMONIC):
                 assert 0 <= value(found, direction, "recall@2", kind) <= 1
 
+    @pytest.mark.slow
     def test_an_older_alignment_says_that_it_cannot_tell_new_items(self, world: World) -> None:
         alignment().save(world.home / "alignments" / "a")
         world.push(world.set("s", *several(N)))
@@ -432,6 +442,7 @@ class TestWithoutQueries:
 class TestRequirements:
     """What is written bounds the whole collection, gates, and is checked before anything is searched."""
 
+    @pytest.mark.slow
     def test_gate_the_whole_collection_and_say_so(self, served: World) -> None:
         whole = {part: value(self.of(served), "text-to-image", "recall@10", part) for part in (UNSEEN, HARMONIC)}
         texts = [
@@ -461,6 +472,7 @@ class TestRequirements:
 
 
 class TestBaseline:
+    @pytest.mark.slow
     def test_an_offset_is_compared_with_none_query_by_query(self, served: World) -> None:
         """The paired bootstrap over the queries of each kind, and over both for their harmonic mean."""
         before, after = (recorded(served, collection) for collection in (COLLECTION, WITH_OFFSETS))
@@ -479,6 +491,7 @@ class TestBaseline:
         assert drifts["text-to-image", SEEN, "recall@1"].difference.high < 0
         assert {failure.requirement.text for failure in found.failures} == {"seen recall@1 drop<=0.001"}
 
+    @pytest.mark.slow
     def test_paraphrases_of_another_seed_are_not_the_same_queries(self, served: World) -> None:
         before = recorded(served, COLLECTION)
         baseline = find_baseline(served.provenance, before.row, str(before.number), AuditPlan(seed=1), "s")
@@ -487,6 +500,7 @@ class TestBaseline:
         assert ("image-to-text", UNSEEN) in compared
         assert not {("image-to-text", SEEN), ("image-to-text", HARMONIC)} & compared
 
+    @pytest.mark.slow
     def test_an_audit_from_before_has_none_of_it(self, served: World) -> None:
         """The rest is compared all the same; a drop of it is refused at once."""
         before = recorded(served, COLLECTION)
@@ -507,6 +521,7 @@ def recorded(world: World, collection: str) -> Audit:
     return replace(found, number=number)
 
 
+@pytest.mark.slow
 def test_every_number_is_recorded_in_sql(served: World) -> None:
     found = recorded(served, WITH_OFFSETS)
     with served.provenance.database.session() as session:

@@ -159,6 +159,7 @@ class TestFidelity:
         assert answers([[1.0, 0.4]]).fidelity(best, 2, lambda scores: scores - 0.2).tolist() == [1.0]
         assert answers([[1.0, 0.4]]).fidelity(best, 2, lambda scores: scores - 0.05).tolist() == [0.5]
 
+    @pytest.mark.slow
     @given(
         st.integers(1, 6).flatmap(
             lambda depth: st.tuples(
@@ -266,6 +267,7 @@ ONE_LOSES: list[tuple[str, str, str | None, Callable[[Mapping[str, Any]], bool],
 
 
 class TestBlame:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("metric", "quantization", "loses", "stage"), [one[1:] for one in ONE_LOSES], ids=[one[0] for one in ONE_LOSES]
     )
@@ -299,6 +301,7 @@ class TestBlame:
             finds = f"{its.direction}: {stage} finds 80.0% of the first 5 of {its.against}"
             assert f"{finds}, which costs 1.000 of Recall@5." in says
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("loses", "stage"), [(is_plain, INDEX), (is_filtered, "filter:some")])
     def test_so_it_is_where_candidates_are_rescored(self, tmp_path: Path, loses: Any, stage: str) -> None:
         with losing(tmp_path, loses, lost=3) as world:
@@ -308,6 +311,7 @@ class TestBlame:
             )
         assert blamed(found) == in_both(stage)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", ["chi2", "mol", "mlp"])
     def test_candidates_that_are_too_few_are_the_loss_of_rescoring(
         self, tmp_path: Path, metric: str, monkeypatch: pytest.MonkeyPatch
@@ -327,6 +331,7 @@ class TestBlame:
         assert (blamed(found) != set()) == (metric != "mol")  # Qdrant's order is nearly its own
         assert [stage.fidelity[10].mean.value for stage in of(found, INDEX)] == [1.0, 1.0]
 
+    @pytest.mark.slow
     def test_an_order_that_rescoring_mends_is_nobodys_loss(self, tmp_path: Path) -> None:
         with losing(tmp_path, lambda how: False) as world:
             world.push(world.set("s", *several(40)), metrics=["mlp"])
@@ -335,6 +340,7 @@ class TestBlame:
         assert all(stage.fidelity[10].least == 1.0 for stage in of(found, RESCORING))
         assert blamed(found) == set()
 
+    @pytest.mark.slow
     def test_a_loss_of_recall_is_blamed_however_faithful_the_rest_is(self, tmp_path: Path) -> None:
         """One hit of fifty is little, but it is the one."""
         with losing(tmp_path, is_walk) as world:
@@ -432,6 +438,7 @@ class TestRefused:
             in found.in_words
         )
 
+    @pytest.mark.slow
     def test_ties_beyond_a_list_are_counted_along_the_graph(self, tmp_path: Path) -> None:
         points = np.repeat(latent(3), 20, axis=0)
         groups = [f"{number}" for number in range(3) for _ in range(20)]

@@ -256,6 +256,7 @@ class TestFindings:
 
         monkeypatch.setattr(EdgeStore, "search", refuse)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("strict")
     def test_a_server_that_forbids_exact_search(self, home: Path) -> None:
         ended = done(*ASK, "--filter", f"red={ON_CAPTION}", "--json", "--home", home)
@@ -278,6 +279,7 @@ class TestFindings:
         assert ended.code == 3
         assert ended.err.splitlines()[-1] == "not met: lowering:recall@10>=0: it was not measured in this audit"
 
+    @pytest.mark.slow
     def test_a_filter_that_matches_nothing(self, home: Path) -> None:
         ended = done(*ASK, "--filter", f"none={NO_ITEM}", "--home", home)
         assert "text-to-image: filter:none was not measured: the filter matches no image." in ended.out
@@ -310,6 +312,7 @@ class TestFindings:
         assert ended.code == 2
         assert "expected a name of at most 100 characters, got 101" in ended.err
 
+    @pytest.mark.slow
     def test_a_sample_larger_than_the_set_is_all_of_it(self, home: Path) -> None:
         every = done(*ASK, "--json", "--home", home).document
         sampled = done(*ASK, "--sample", 10**9, "--json", "--home", home).document
@@ -318,6 +321,7 @@ class TestFindings:
         whole = [m for m in few["measures"] if m["name"] == "recall@1" and not m["part"]]
         assert {m["queries"] for m in whole} == {3}
 
+    @pytest.mark.slow
     def test_the_gap_is_of_the_same_groups_whatever_is_drawn_to_ask_with(self, home: Path) -> None:
         """Else it would move with the number of queries."""
         asked = (*ASK, "--queries", "all", "--json", "--home", home)
@@ -356,6 +360,7 @@ class TestTheBaseline:
         ended = modalign(*ASK, "--queries", "all", "--baseline", "last", *asked, "--json", "--home", home)
         return {drift["against"] for drift in ended.document["drifts"]}
 
+    @pytest.mark.slow
     def test_an_audit_that_asked_less_is_none_where_another_asked_all(self, home: Path) -> None:
         everything = (*ASK, "--queries", "all", "--json", "--home", home)
         whole = done(*everything).document["audit"]
@@ -365,6 +370,7 @@ class TestTheBaseline:
         assert self.against(home, "--sample", 2) == {few + 2}, "the newest that asked all of these"
         assert self.against(home, "--sample", 5, "--seed", 9) == {few + 2}, "what asked two is none"
 
+    @pytest.mark.slow
     def test_an_audit_that_found_a_drop_is_none(self, home: Path) -> None:
         """Else the alarm would end itself the night after."""
         first = done(*ASK, "--queries", "all", "--json", "--home", home).document["audit"]
@@ -402,6 +408,7 @@ class TestTheHistory:
             "pairs (queries held-out, gallery held-out, sample 3, seed 7)",
         ]
 
+    @pytest.mark.slow
     def test_each_audit_shows_its_recall_beside_its_gap(self, home: Path) -> None:
         """Whatever lengths it asked for, and under whatever metric."""
         done("push", "pairs", "--into", "things", "--alignment", "a", "--metric", "manhattan", "--home", home)
@@ -415,6 +422,7 @@ class TestTheHistory:
         assert [each["metric"] for each in document] == ["cosine", "cosine", "manhattan"]
 
 
+@pytest.mark.slow
 def test_what_asked_about_seen_items_is_said(home: Path) -> None:
     """Paraphrases, or other captions and images: to people as to programs."""
     told = " ".join(done(*ASK, "--home", home).out.split())
@@ -434,6 +442,7 @@ class TestCodes:
         assert line == f"not met: text-to-image:recall@1>1: {value}"
         assert audits(home)[0][-1] == (2, "failed")
 
+    @pytest.mark.slow
     def test_a_drop_names_the_measure_both_values_and_the_interval(self, home: Path) -> None:
         texts = EmbeddingSet.open(home / "sets" / "pairs").load("text").groups
         regrouped(home, "labels", dict.fromkeys(MODALITIES, texts))
@@ -456,6 +465,7 @@ class TestCodes:
             assert line.endswith(f"{direction} recall@1 {became}: {by} over {N} queries, in the whole collection")
         assert [f["value"] for f in ended.document["not_met"]] == [-d["difference"]["value"] for d in drifts.values()]
 
+    @pytest.mark.slow
     def test_no_drop_is_met(self, home: Path) -> None:
         ended = done(*ASK, "--baseline", "1", "--require", "recall@1 drop<=0", "--json", "--home", home)
         assert ended.document["verdict"] == "passed"

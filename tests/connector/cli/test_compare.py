@@ -56,6 +56,7 @@ def document(report: Path) -> Any:
     return json.loads((report / "compare.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_every_file_is_written(report: Path) -> None:
     assert {path.name for path in report.iterdir()} == FILES
 
@@ -131,6 +132,7 @@ def test_the_pictures_are_svg_of_their_own(report: Path, document: Any) -> None:
         assert label in texts
 
 
+@pytest.mark.slow
 def test_a_table_and_sentences_are_printed(home: Path) -> None:
     ended = done("compare", "small", *QUICK, "--home", home)
     (run,) = re.findall(r"wrote .*reports/compare-(\d+)/compare\.html", ended.err)
@@ -208,6 +210,7 @@ def test_a_directory_that_exists_is_refused_before_anything_is_fitted(home: Path
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_an_empty_directory_is_taken(home: Path, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()  # as a run leaves it that was killed
     quick = ("--method", "ridge", "--metric", "cosine", "--folds", 2)
@@ -246,6 +249,7 @@ def test_the_help_names_the_default_metrics() -> None:
     assert ", ".join(str(metric).partition("(")[0] for metric in METRICS) in text
 
 
+@pytest.mark.slow
 def test_a_page_escapes_what_it_is_given(home: Path, tmp_path: Path) -> None:
     made = EmbeddingSet.open(home / "sets" / "small")
     found = compare([made], methods=["ridge"], metrics=METRICS[:1], folds=2, device="cpu")
@@ -273,6 +277,7 @@ def test_a_disk_that_is_full_is_said(home: Path, tmp_path: Path, monkeypatch: py
     assert heat_map(found, advise(found)).startswith("<svg")
 
 
+@pytest.mark.slow
 def test_the_frame_of_the_map_stands_on_what_is_advised_and_numbers_keep_their_contrast(home: Path) -> None:
     made = EmbeddingSet.open(home / "sets" / "small")
     found = compare([made], methods=["ridge", "procrustes"], metrics=METRICS[:2], folds=2, device="cpu")

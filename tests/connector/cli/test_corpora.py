@@ -28,6 +28,7 @@ class TestBadCorpora:
         assert EmbeddingSet.open(home / "sets" / "bad").card.counts["image"] >= 3
         return [(reject["reason"], reject["key"]) for reject in found]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("row", "reason"),
         [
@@ -271,6 +272,7 @@ class TestFormats:
             10,
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("suffix", "code", "rejected"), [("bak", 1, 0), ("heic", 1, 2)])
     def test_pictures_under_other_names_are_shown_and_not_pruned(
         self, home: Path, tmp_path: Path, suffix: str, code: int, rejected: int
@@ -336,6 +338,7 @@ class TestFormats:
         assert EmbeddingSet.open(home / "sets" / "v").card.encoders["image"].spec == "imported:mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_environment", [False, True])
 def test_large_pictures_are_allowed_by_max_pixels(
     shared: Path, tmp_path: Path, by_environment: bool, monkeypatch: pytest.MonkeyPatch

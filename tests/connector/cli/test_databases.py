@@ -214,6 +214,7 @@ def test_a_card_that_holds_something_else_is_named(card: str, content: bytes, ho
     assert str((home / card).parent) in ended.error
 
 
+@pytest.mark.slow
 def test_a_read_only_home_is_looked_at(home: Path) -> None:
     done("audit", "things", "--pairs", "pairs", "--home", home)
     for path in (*home.rglob("*"), home):

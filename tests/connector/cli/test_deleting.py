@@ -75,6 +75,7 @@ class TestDeleting:
 class TestManyThatLeft:
     """A corpus that lost much at once may be cut: its items stay, unless the command says that so many may go."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("terminal", [False, True])
     def test_many_that_left_are_kept_unless_the_bound_says_so(
         self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool

@@ -21,6 +21,7 @@ class TestExitCodes:
         command = [sys.executable, "-m", "tests.support.launcher", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
+    @pytest.mark.slow
     def test_done_and_usage(self, shared: Path) -> None:
         assert self.run("status", "--home", shared).returncode == 0
         ended = self.run("search", "things", "--home", shared)
@@ -28,12 +29,14 @@ class TestExitCodes:
         ended = self.run("search", "things", "red", "--metric", "hamming", "--home", shared)
         assert (ended.returncode, "unknown metric 'hamming'" in ended.stderr) == (2, True)
 
+    @pytest.mark.slow
     def test_failed(self, shared: Path) -> None:
         ended = self.run("search", "nothing", "red", "--home", shared)
         assert ended.returncode == 1
         assert ended.stderr.startswith("modalign: no live release of collection 'nothing'")
         assert ended.stderr.count("\n") == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("method", "statement"),
         [
@@ -69,11 +72,13 @@ class TestExitCodes:
             True,
         ), said
 
+    @pytest.mark.slow
     def test_a_requirement_that_is_not_met(self, shared: Path) -> None:
         ended = self.run("audit", "things", "--pairs", "pairs", "--require", "recall@1>1", "--home", shared)
         assert ended.returncode == 3
         assert "not met: recall@1>1: text-to-image recall@1 is " in ended.stderr
 
+    @pytest.mark.slow
     def test_interrupted(self, home: Path, corpus: Path) -> None:
         arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--home", home)
         ended = self.run("--signal", "SIGINT", "--before", "upsert:3", *arguments)
@@ -102,6 +107,7 @@ main()
         (line,) = filter(None, ended.stderr.splitlines())
         assert line.startswith("interrupted")
 
+    @pytest.mark.slow
     def test_a_reader_that_leaves(self, shared: Path) -> None:
         """`modalign status | head -1` is no crash."""
         command = [

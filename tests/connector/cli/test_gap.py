@@ -33,6 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_the_document_is_what_the_library_measures(home: Path) -> None:
     document = done("gap", "pairs", "--alignment", "a", "--seed", 5, "--json", "--home", home).document
     with Home(Settings.load(home=home)) as opened:

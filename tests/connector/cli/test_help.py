@@ -116,6 +116,7 @@ class TestHelp:
         heavy = ["numpy", "torch", "sqlalchemy", "alembic", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "rich"]
         assert self.loaded(heavy, words) == "[] 0\n"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "words",
         [("status",), ("status", "things"), ("status", "--json"), ("rejects",), ("sets",), ("alignments", "--json")],
@@ -129,6 +130,7 @@ class TestHelp:
         ours = ["alignment.metrics", "alignment.model.alignment", "connector.requests", "connector.stores.contract"]
         assert self.loaded([*engines, *others, *ours], (*words, "--home", str(shared))) == "[] 0\n"
 
+    @pytest.mark.slow
     def test_search_loads_nothing_that_only_reads_embedding_sets(self) -> None:
         heavy = ["pyarrow", "scipy", "sklearn", "alembic", "matplotlib", "qdrant_client", "torch"]
         script = (
@@ -138,11 +140,13 @@ class TestHelp:
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert ended.stdout == "[]\n"
 
+    @pytest.mark.slow
     def test_a_history_loads_nothing_that_measures_searches_or_draws(self, shared: Path) -> None:
         heavy = ["torch", "scipy", "sklearn", "matplotlib", "PIL", "jinja2", "qdrant_client", "qdrant_edge", "alembic"]
         asked = ("audit", "things", "--history", "--home", str(shared))
         assert self.loaded(heavy, asked).endswith("[] 0\n")
 
+    @pytest.mark.slow
     def test_a_push_of_nothing_new_loads_nothing_to_convert_columns_or_check_settings_with(self, home: Path) -> None:
         heavy = ["pandas", "pyarrow.compute", "pydantic", "torch", "qdrant_client", "alembic"]
         asked = ("push", "pairs", "--into", "things", "--alignment", "a", "--home", str(home))

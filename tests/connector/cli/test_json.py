@@ -129,6 +129,7 @@ class TestJson:
         assert {("text-to-image", "", "recall@5"), ("image-to-text", "index", "fidelity@5")} <= names
         assert len(names) == len(document["measures"])
 
+    @pytest.mark.slow
     def test_an_infinite_median_is_null(self, home: Path) -> None:
         pushed = EmbeddingSet.open(home / "sets" / "pairs")
         parts = [pushed.load("image"), pushed.load("text")]

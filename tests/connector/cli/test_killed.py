@@ -18,6 +18,7 @@ def runner(processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactor
     return Runner(processes, tmp_path_factory.mktemp("output") / "last")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "point", "files"),
     [  # while a file is written, and when all files are

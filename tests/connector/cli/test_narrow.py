@@ -92,6 +92,7 @@ LISTED: dict[tuple[str, ...], Sequence[Sequence[object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", LISTED, ids=" ".join)
 def test_what_only_shows(made: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
@@ -161,6 +162,7 @@ def test_sentences_fit_a_terminal_and_no_command_in_them_is_broken(
         assert all("`" not in re.sub("`[^`]*`", "", line) for line in (shown.out + shown.err).splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -184,6 +186,7 @@ def test_every_command_with_a_table_is_among_them() -> None:
     assert LISTED.keys() | CHANGING.keys() | WITHOUT == COMMANDS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_a_terminal_gets_tables_of_its_width(made: Path, width: int) -> None:
     main, other = pty.openpty()

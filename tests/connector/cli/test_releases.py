@@ -78,6 +78,7 @@ class TestAWorseShadow:
         (back,) = done("rollback", "things", "--json", "--home", home).document["switched"]
         assert back["worse"] == []
 
+    @pytest.mark.slow
     def test_against_an_audit_that_was_made_otherwise_nothing_is_said(self, home: Path) -> None:
         asked = ("--gallery", "all", "--release", "ready", "--pairs", "pairs", "--require", "recall@1>=0", "--json")
         (found,) = done("audit", "things", *asked, "--home", home).document["audits"]
@@ -106,6 +107,7 @@ class TestSeveralMetrics:
     def home(self, several: Path, tmp_path: Path) -> Path:
         return copy_sparse(several, tmp_path / "home")
 
+    @pytest.mark.slow
     def test_the_sequence_of_the_readme_ends_in_a_promotion(self, home: Path) -> None:
         refused = modalign("promote", "things", "--home", home)
         assert refused.code == 3
@@ -121,6 +123,7 @@ class TestSeveralMetrics:
         switched = done("promote", "things", "--json", "--home", home).document["switched"]
         assert [(line["metric"], line["audit"]) for line in switched] == list(zip(METRICS, (1, 2), strict=True))
 
+    @pytest.mark.slow
     def test_the_next_command_requires_what_the_live_release_had_to_meet(self, home: Path) -> None:
         required = ("--require", "recall@5>=0.2", "--require", "unseen recall@10>=0.1")
         done("audit", "things", "--pairs", "pairs", "--metric", "cosine", *required, "--home", home)
@@ -163,6 +166,7 @@ class TestSeveralMetrics:
         assert all(f"wrote {tmp_path / page}" in ended.err for page in pages)
         assert (tmp_path / "a.prom").read_text().count('verdict="failed"} 1.0') == 2
 
+    @pytest.mark.slow
     def test_one_release_alone_has_the_document_of_an_audit(self, home: Path) -> None:
         audit = ("audit", "things", "--pairs", "pairs", "--home", home, "--json")
         ready = (*audit, "--release", "ready")
@@ -240,6 +244,7 @@ class TestReleases:
         (name,) = [name for name, (state, _) in self.states(home).items() if state == "live"]
         return name
 
+    @pytest.mark.slow
     def test_a_rollback_under_a_name_is_done_once(self, home: Path) -> None:
         """A scheduler that repeats it, not knowing whether it was done, undoes no later promotion."""
         old, new = releases(home).values()

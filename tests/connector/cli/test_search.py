@@ -35,6 +35,7 @@ def many(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestMetrics:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("metric", "printed", "guarantee", "certified", "candidates"),
         [
@@ -103,6 +104,7 @@ class TestMetrics:
         done("search", "many", "red lime", "-k", 3, "--metric", "js", "--html", page, "--home", many)
         assert "3 best under js(map=split), certified: nothing better is there" in page.read_text(encoding="utf-8")
 
+    @pytest.mark.slow
     def test_a_certificate_is_audited_and_can_be_required(self, many: Path) -> None:
         arguments = ("audit", "many", "--pairs", "pairs", "--require", "certified>=0.99", "--json", "--home", many)
         for metric in ("chi2", "js"):
@@ -150,6 +152,7 @@ class TestMetrics:
         assert not (home / "sets" / "new").exists()
         assert [r["collection"] for r in done("status", "--json", "--home", home).document["releases"]] == ["things"]
 
+    @pytest.mark.slow
     def test_the_remedy_that_is_named_works(self, home: Path) -> None:
         error = modalign("push", "pairs", "--into", "new", "--alignment", "a", "--metric", "mlp", "--home", home).error
         match = re.search(r"`modalign fit --metric '([^']*)'`", error)

@@ -31,6 +31,7 @@ def two_alignments(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["-n", "1"]])
 def test_a_collection_that_is_not_known_is_an_error_that_names_those_that_are(
     arguments: list[str], two_alignments: Path

@@ -36,6 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirection", [">&-", ">/dev/full", ">&- <&-"])
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"], ["status"], ["status", "--json"]])
 def test_a_stdout_that_cannot_be_written_is_a_failure(redirection: str, arguments: list[str], home: Path) -> None:
@@ -62,6 +63,7 @@ def test_nobody_to_ask_behind_a_closed_stdin(home: Path) -> None:
     assert (ended.returncode, ended.stderr.splitlines()[-1].startswith("Error: ")) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["status"], ["status", "--json"]])
 def test_a_reader_that_leaves_is_no_crash(arguments: list[str], home: Path) -> None:
     ended = shell("| true", *arguments, *(["--home", home] if arguments[0] == "status" else []))
@@ -69,6 +71,7 @@ def test_a_reader_that_leaves_is_no_crash(arguments: list[str], home: Path) -> N
     assert ended.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_every_character_is_printed_whatever_the_encoding(encoding: str, tmp_path: Path) -> None:
     home = tmp_path / "é 🎉"

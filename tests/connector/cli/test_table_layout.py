@@ -21,6 +21,7 @@ def laid_out(rows: Sequence[Mapping[str, object]], width: int) -> list[str]:
     return [*head, *body]
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(NAMES, VALUES), max_size=4), st.integers(20, 200))
 @example([{"release": "a" * 90, "error": "b " * 80}], 80)
 @example([{"release": "猫" * 30, "error": "猫 " * 80}], 80)

@@ -192,6 +192,7 @@ def test_usage(unbroken: Path, arguments: str, message: str) -> None:
     assert (ended.code, message in ended.error) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "near"),
     [

@@ -132,6 +132,7 @@ def searched(home: Path, collection: str) -> list[Any]:
         return answers
 
 
+@pytest.mark.slow
 def test_closed_forms_are_pushed_promoted_and_searched_by_vectors(home: Path) -> None:
     collections = {"ridge": "more", "kcca": "things", "asif": "others"}  # a matrix alone, and after each feature map
     for method in collections:
@@ -163,6 +164,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_a_text_is_searched_as_by_its_encoder_once_that_is_compiled(compiled: Path) -> None:
     lines = [["search", "things", text, "-k", "5", "--json"] for text in ("lime", "navy", "unknown")]
     ended = run(COMMANDS, compiled, json.dumps(lines))
@@ -203,6 +205,7 @@ def test_a_push_and_a_drop_keep_one_bundle_an_encoder_that_a_release_has(compile
     assert {path: path.stat().st_mtime_ns for path in bundle.iterdir()} == written
 
 
+@pytest.mark.slow
 def test_what_neither_encodes_nor_trains_needs_no_torch(home: Path, tmp_path: Path) -> None:
     vectors = tmp_path / "vectors.parquet"
     pq.write_table(pa.table({"key": ["a", "b"], "image": [[1.0, 2.0], [2.0, 1.0]]}), vectors)
@@ -222,6 +225,7 @@ def test_what_neither_encodes_nor_trains_needs_no_torch(home: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_a_corpus_in_which_nothing_is_new_needs_no_torch(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +251,7 @@ def test_a_corpus_in_which_nothing_is_new_needs_no_torch(
         assert [hint for hint in HINTS if hint not in stderr] == []
 
 
+@pytest.mark.slow
 def test_what_needs_torch_names_it_in_one_line(home: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing.jsonl").write_text('{"key": "a", "caption": "red"}\n', encoding="utf-8")
     lines = [

@@ -183,6 +183,7 @@ class TestHostile:
         assert reasons(found) == [("member-too-large", "1"), ("member-too-large", "2")]
         assert [one.modality for one in found if isinstance(one, Reject)] == ["image", "text"]
 
+    @pytest.mark.slow
     def test_a_bomb_takes_no_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(archives, "LARGEST_PICTURE", 1 << 20)
         large = 96 << 20

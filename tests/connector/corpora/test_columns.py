@@ -56,6 +56,7 @@ def test_images_may_lie_in_a_folder_of_their_own(suffix: str, tmp_path: Path) ->
     assert (image.content, image.payload["image"]) == (tmp_path / "far/img/1.jpg", str(tmp_path / "far/img/1.jpg"))
 
 
+@pytest.mark.slow
 @every_reader
 @pytest.mark.parametrize("role", NAMES)
 def test_a_named_column_that_is_not_there_is_named_with_those_that_are(suffix: str, role: str, tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_a_file_that_was_cut_off_gives_a_part_of_its_items(format: str, tmp_path
             assert rejects(entries) or len(entries) == len(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ONE_FILE)
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)

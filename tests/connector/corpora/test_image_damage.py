@@ -137,6 +137,7 @@ def test_a_jpeg_whose_restart_marks_are_out_of_order_is_refused() -> None:
     detail(content[:second] + content[third:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("JPEG", {"optimize": True}), ("JPEG", {"progressive": True}), ("WEBP", {"quality": 80}), ("WEBP", {})],

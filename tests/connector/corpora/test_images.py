@@ -337,6 +337,7 @@ def test_threads_decode_within_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch
     assert max(used) == 2
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_does_not_grow_with_the_threads() -> None:
     """In a process of its own. Eight images of 100 MB at a time would take 800 MB."""
     script = """
@@ -392,6 +393,7 @@ def test_an_image_that_failed_beside_others_is_decoded_alone(monkeypatch: pytest
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_under_a_memory_limit_a_sound_image_is_never_called_broken() -> None:
     """In a process of its own, with room for the small images only."""
     script = """

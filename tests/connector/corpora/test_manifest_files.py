@@ -93,6 +93,7 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.one_of(

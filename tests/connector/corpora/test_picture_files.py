@@ -260,6 +260,7 @@ for entry in open_corpus(sys.argv[1]):
 class TestWithoutPermission:
     """What may not be looked into is named, and no traceback; it may hide items."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
     def test_a_folder_of_pictures_within_a_corpus(self, tmp_path: Path, mode: int) -> None:
         path = folder(tmp_path / "pictures", {"a.png": picture(), "sub/b.png": picture()})
@@ -268,6 +269,7 @@ class TestWithoutPermission:
         (path / "sub").chmod(0o755)
         assert ended.stdout.splitlines() == ["Item  ", "Reject folder-unreadable "], ended.stderr
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
     def test_a_shard_of_files(self, tmp_path: Path, mode: int) -> None:
         path = crawl(tmp_path, {"a.png": picture()})
@@ -282,6 +284,7 @@ class TestWithoutPermission:
         ended = unprivileged_python("-c", READ, path)
         assert ended.stdout.splitlines() == ["Item  ", "PassedOver  True"], ended.stderr
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["m.jsonl", "folder", "a-{0..3}.tar", ""])
     def test_a_corpus(self, tmp_path: Path, name: str) -> None:
         path = folder(tmp_path / "top", {"m.jsonl": b"{}", "folder/a.png": picture(), "a-0.tar": b""})

@@ -71,6 +71,7 @@ def test_a_corpus_is_the_same_in_a_bucket(format: str, tmp_path: Path, storage: 
     check_units(remote)
 
 
+@pytest.mark.slow
 def test_archives_by_a_pattern_and_compressed(tmp_path: Path, storage: Storage, bucket: str) -> None:
     for number in range(3):
         write_tar(tmp_path / f"train-{number}.tar.gz", [(f"{number}.txt", b"a caption")])
@@ -126,6 +127,7 @@ def test_a_small_image_is_one_request_and_a_folder_one_listing(tmp_path: Path, s
     assert [method for method, _ in storage.proxy.requests[before:]] == ["GET"] * len(CAPTIONS)
 
 
+@pytest.mark.slow
 def test_parquet_is_read_by_ranges_and_not_by_rows(tmp_path: Path, storage: Storage, bucket: str) -> None:
     count, groups = 5000, 5
     table = pa.table({"key": [str(n) for n in range(count)], "caption": [f"caption {n}" for n in range(count)]})

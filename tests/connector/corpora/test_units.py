@@ -131,6 +131,7 @@ CUNNING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", CUNNING.values(), ids=CUNNING)
 def test_units_of_rows_that_hang_together_are_the_whole(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     path = write_lines(tmp_path, *({"key": key, "caption": "before"} for key in "xyz"), *rows)
@@ -139,6 +140,7 @@ def test_units_of_rows_that_hang_together_are_the_whole(rows: list[dict[str, Any
             check_units(JsonLines(path))
 
 
+@pytest.mark.slow
 def test_units_are_cut_where_the_key_changes(tmp_path: Path) -> None:
     rows = [{"key": f"{number // 5}", "caption": f"text {number}"} for number in range(1000)]
     corpus = JsonLines(write_lines(tmp_path, *rows))
@@ -151,6 +153,7 @@ def test_units_are_cut_where_the_key_changes(tmp_path: Path) -> None:
     assert all(isinstance(first, Item) and first.key.endswith("#0") for first in firsts)
 
 
+@pytest.mark.slow
 def test_cutting_and_reading_units_costs_one_parse_of_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 20_000
     path = tmp_path / "m.jsonl"
@@ -218,6 +221,7 @@ PARQUET_ROWS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     files=st.lists(st.lists(PARQUET_ROWS, max_size=12), min_size=1, max_size=4),
     group_rows=st.integers(1, 5),
@@ -327,6 +331,7 @@ def test_units_of_coco_are_the_whole(
         check_whole(CocoCaptions(directory / "c.json"))
 
 
+@pytest.mark.slow
 @given(
     records=st.lists(
         st.fixed_dictionaries(
@@ -377,6 +382,7 @@ def test_a_process_that_reads_several_units_of_an_annotation_file_parses_it_once
 SUFFIXES = [".png", ".PNG", ".txt", ".TXT", ".heic", ".zip", ".md"]
 
 
+@pytest.mark.slow
 @given(
     names=st.sets(
         st.tuples(st.sampled_from(["", "a/", "a/b/", "c/"]), st.sampled_from("pqr"), st.sampled_from(SUFFIXES)),
@@ -425,6 +431,7 @@ ARCHIVES = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(archives=ARCHIVES, others=st.sets(st.sampled_from(["x.zip", "a.png", "notes.txt", "y.tar.xz"])))
 @settings(again, max_examples=30)
 def test_units_of_archives_are_the_whole(

@@ -451,6 +451,7 @@ class TestImport:
         assert (result.counts["imported"], result.counts["rejected"]) == (2, 1)
         assert [row.reason for row in home.rejects(result.run).rows] == ["key-duplicate"]
 
+    @pytest.mark.slow
     def test_it_is_fitted_pushed_and_searched_with_vectors_alone(self, home: Home, vectors: Path) -> None:
         home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a", "text": "b"}))
         home.fit(FitRequest(sets=["s"], alignment="m", method="ridge"))

@@ -58,16 +58,19 @@ def check_equal(directory: Path, encoder: Encoder) -> None:
 
 
 class TestCompiled:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["BagOfWords:1", "Prompted:0"])
     def test_texts_are_embedded_as_by_the_model(self, name: str, tmp_path: Path) -> None:
         compile_text_encoder(tmp_path, bag(name).card)
         check_equal(tmp_path, bag(name))
 
+    @pytest.mark.slow
     def test_a_model_of_sentence_transformers(self, tmp_path: Path) -> None:
         encoder = load_encoder(f"sentence-transformers:{sentence_directory(tmp_path, 0)}", "cpu")
         compile_text_encoder(tmp_path / "compiled", encoder.card)
         check_equal(tmp_path / "compiled", encoder)
 
+    @pytest.mark.slow
     def test_the_packaged_model(self, tmp_path: Path) -> None:
         encoder = load_encoder("minilm:L6-v2", "cpu")
         compile_text_encoder(tmp_path, encoder.card)
@@ -148,6 +151,7 @@ class TestWhatCannotBeUsed:
         assert open_compiled(tmp_path, bag(name).card) is None
         assert [path.name for path in (tmp_path / bag(name).fingerprint).iterdir()] == [CARD]
 
+    @pytest.mark.slow
     def test_it_is_tried_again_with_other_versions(self, tmp_path: Path) -> None:
         compile_text_encoder(tmp_path, bag().card)
         path = tmp_path / bag().fingerprint

@@ -129,6 +129,7 @@ def undisturbed(corpus: Path) -> dict[str, bytes]:
 
 
 class TestKilled:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("crash", "moment"), MOMENTS)
     def test_the_next_run_ends_where_an_undisturbed_one_does(
         self,
@@ -150,6 +151,7 @@ class TestKilled:
         encode_with(corpus, path, neighbourly())
         assert files(path) == undisturbed
 
+    @pytest.mark.slow
     def test_killed_again_and_again(
         self, processes: ForkServerContext, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
     ) -> None:

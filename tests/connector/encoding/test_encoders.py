@@ -113,6 +113,7 @@ def test_every_scheme_is_tested() -> None:
     assert set(SCHEMES) == DIMS.keys()
 
 
+@pytest.mark.slow
 def test_an_encoder_says_what_it_is(encoder: Encoder) -> None:
     assert encoder.card.spec == encoder.spec == f"{encoder.scheme}:{encoder.name}"
     assert encoder.card.dim == encoder.dim == DIMS[encoder.scheme]
@@ -131,6 +132,7 @@ def test_raw_embeddings_have_the_promised_shape(encoder: Encoder) -> None:
         assert encoder.encode(modality, []).shape == (0, encoder.dim)
 
 
+@pytest.mark.slow
 def test_an_item_is_embedded_alike_in_any_company(encoder: Encoder) -> None:
     for modality in encoder.modalities:
         everything = contents(modality, 4)
@@ -192,6 +194,7 @@ def test_the_same_model_has_the_same_fingerprint_again(encoder: Encoder) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", TRAINABLE)
 def test_other_weights_have_another_fingerprint(scheme: str, models_directory: Path) -> None:
     one, other = (load_encoder(spec_of(scheme, models_directory, seed), "cpu") for seed in (0, 1))
@@ -199,6 +202,7 @@ def test_other_weights_have_another_fingerprint(scheme: str, models_directory: P
     assert one.dim == other.dim
 
 
+@pytest.mark.slow
 def test_a_fingerprint_is_the_same_in_every_process(models_directory: Path) -> None:
     """Nothing of it is an address, an order of a set or a time."""
     spec = spec_of("timm", models_directory, 0)

@@ -257,6 +257,7 @@ NOT_A_CLASS = Both
 def some_function() -> None: ...
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("argument", "name"), [("", ""), (":large", "large"), (":a:b/c.pt", "a:b/c.pt")])
 def test_a_class_is_an_encoder_by_its_module(argument: str, name: str) -> None:
     spec = f"{HERE}:Both{argument}"
@@ -464,6 +465,7 @@ class Itself(FakeTextEncoder):
         load_encoder("itself:x", "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_an_encoder_that_nobody_uses_is_forgotten() -> None:
     held = load_encoder("slow:a", "cpu")

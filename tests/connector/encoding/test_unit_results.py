@@ -45,6 +45,7 @@ def done(corpus: Cut, path: Path, executor: Executor | None = None) -> tuple[Any
     return files(path), run.refused, {name: count for name, count in run.counts.items() if count}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_any_order_gives_the_set_of_one_process(corpus: Cut, tmp_path: Path, seed: int) -> None:
     expected = done(corpus, tmp_path / "s")
@@ -57,6 +58,7 @@ def test_any_order_gives_the_set_of_one_process(corpus: Cut, tmp_path: Path, see
     assert (refused, counts["already_in_set"], "encoded" in counts) == (expected[1], 39, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", range(1, 7))
 def test_a_driver_that_was_stopped_takes_what_was_done(corpus: Cut, tmp_path: Path, after: int) -> None:
     expected = done(corpus, tmp_path / "s")

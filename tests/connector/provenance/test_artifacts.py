@@ -34,6 +34,7 @@ def record_everything(url: str, number: int, inserting: Barrier) -> None:
 
 
 class TestArtifacts:
+    @pytest.mark.slow
     def test_several_processes_record_the_same_artifacts_at_once(
         self, provenance: Provenance, processes: ForkServerContext
     ) -> None:

@@ -137,6 +137,7 @@ class TestEncodings:
             assert opened.runs.newest(1)[0].parameters == {"corpus": "写真 🎉"}
 
 
+@pytest.mark.slow
 def test_a_home_of_any_name_has_its_database_inside(tmp_path: Path) -> None:
     names = ["a%2Fb", "a%20b", "a b", "a?b", "a#b", "a?mode=ro", "a+b", "a@b:c", "100%", "ä", "file:x", "a;b&c=d"]
     for number, name in enumerate(names):
@@ -150,6 +151,7 @@ def test_a_home_of_any_name_has_its_database_inside(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [None, "-wal -shm", "-wal"], ids=["closed", "killed", "killed, and its index lost"])
 def test_a_read_only_database_is_read(left: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "a home?"

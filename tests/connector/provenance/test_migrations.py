@@ -31,6 +31,7 @@ def tables(provenance: Provenance) -> set[str]:
 
 
 class TestMigrations:
+    @pytest.mark.slow
     def test_models_equal_migrations(self, database_url: str) -> None:
         upgrade(database_url)
         with Provenance(Database(database_url)) as provenance, provenance.database.engine.connect() as connection:
@@ -57,6 +58,7 @@ class TestMigrations:
         with Provenance.open(database_url) as provenance:
             assert [run.command for run in provenance.runs.newest(10)] == ["encode"]
 
+    @pytest.mark.slow
     def test_down_to_nothing_and_up_again(self, database_url: str) -> None:
         upgrade(database_url)
         with Provenance(Database(database_url)) as provenance:
@@ -70,6 +72,7 @@ class TestMigrations:
         with Provenance.open(database_url) as provenance:
             assert provenance.runs.newest(10) == []
 
+    @pytest.mark.slow
     def test_audits_survive_the_migration_that_gave_them_parts(self, database_url: str, tmp_path: Path) -> None:
         upgrade(database_url)
         whole = {"direction": "t", "name": "recall@5", "value": 1 / 3, "low": 0.1, "high": 0.9, "queries": 77}
@@ -162,6 +165,7 @@ def upgrade_together(url: str, start: Barrier) -> None:
 
 
 class TestKills:
+    @pytest.mark.slow
     @pytest.mark.parametrize("before", [None, "0003"])
     def test_an_upgrade_killed_after_any_statement_leaves_the_database_as_it_was(
         self, before: str | None, database_url: str, processes: ForkServerContext
@@ -183,6 +187,7 @@ class TestKills:
         with Provenance.open(database_url) as provenance:
             assert provenance.runs.newest(10) == []
 
+    @pytest.mark.slow
     def test_several_upgrades_at_once_all_succeed(self, database_url: str, processes: ForkServerContext) -> None:
         start = processes.Barrier(4)
         upgrades = [processes.Process(target=upgrade_together, args=(database_url, start)) for _ in range(4)]

@@ -146,6 +146,7 @@ class TestAnEmptyLedgerMakesNoOrphans:
         (name,) = world.store.collections()
         world.store.delete(name, [point_id("image", key) for key in keys])
 
+    @pytest.mark.slow
     def test_points_were_removed_behind_its_back_and_items_deleted_twice(self, world: World) -> None:
         items = live_items(world)
         self.points_go(world, "3", "4", "5")
@@ -156,6 +157,7 @@ class TestAnEmptyLedgerMakesNoOrphans:
         agrees(world)
         assert live_items(world) == items - {(m, key) for m in MODALITIES for key in ("3", "12")}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("sync", range(6))
     def test_a_push_was_killed_at_a_sync(self, world: World, monkeypatch: pytest.MonkeyPatch, sync: int) -> None:
         encode(world, "s", [f"new-{number}" for number in range(12)], 1)
@@ -284,6 +286,7 @@ class TestAKilledDeletionIsRepeated:
         ("set", "finish"),
     )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("after", [False, True])
     @pytest.mark.parametrize(("place", "method"), KILLS)
     def test_it_ends_where_an_undisturbed_one_does(
@@ -299,6 +302,7 @@ class TestAKilledDeletionIsRepeated:
 
 
 class TestADeletionAfterAnEncodeThatIsNotPushed:
+    @pytest.mark.slow
     @pytest.mark.parametrize("keys", [["0"], ["2"], ["new"], ["0", "1", "2", "3", "new", "more-1"]])
     def test_it_ends_well_and_publishes_nothing(self, world: World, keys: list[str]) -> None:
         (name,) = world.store.collections()

@@ -52,6 +52,7 @@ class TestDelete:
     def bench(self, request: pytest.FixtureRequest, make: Callable[..., Bench]) -> Bench:
         return make(request.param)
 
+    @pytest.mark.slow
     def test_by_key(self, bench: Bench) -> None:
         bench.ingest(metrics=["cosine", "chi2"])
         key = bench.pairs[7].key
@@ -78,12 +79,14 @@ class TestDelete:
         again = bench.world.push(EmbeddingSet.open(bench.world.home / "sets" / SET), metrics=["cosine", "chi2"])
         assert again.counts == {"unchanged": 2 * (3 * N - 2)}
 
+    @pytest.mark.slow
     def test_of_one_modality(self, bench: Bench) -> None:
         bench.ingest()
         bench.delete(keys=[bench.pairs[0].key, f"{bench.pairs[0].key}#0"], modalities=["text"])
         assert len(bench.keys("image")) == N
         assert len(bench.keys("text")) == 2 * N - 1
 
+    @pytest.mark.slow
     def test_by_filter(self, bench: Bench) -> None:
         bench.ingest()
         group = bench.pairs[2].group
@@ -92,12 +95,14 @@ class TestDelete:
         assert bench.pairs[2].key not in bench.keys("image")
         assert bench.everything()[2] == 3 * N - 3
 
+    @pytest.mark.slow
     def test_no_means_no(self, bench: Bench) -> None:
         bench.ingest()
         before = bench.everything()
         bench.delete(keys=[bench.pairs[0].key], confirm=lambda doomed: False)
         assert bench.everything() == before
 
+    @pytest.mark.slow
     def test_what_is_not_there(self, bench: Bench) -> None:
         bench.ingest()
         before = bench.everything()
@@ -108,6 +113,7 @@ class TestDelete:
         with raises(CollectionNotFoundError, "'things'"):
             bench.delete(keys=["a"])
 
+    @pytest.mark.slow
     def test_retired_releases_and_other_collections_of_the_set_lose_it_too(self, make: Callable[..., Bench]) -> None:
         bench = make()
         bench.ingest()

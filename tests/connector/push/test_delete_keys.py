@@ -76,6 +76,7 @@ SIX = [f"a#{number}" for number in range(6)]
 BOTH = ["a#0", "a#1", "b#0", "b#1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "texts", "kept"),
     [

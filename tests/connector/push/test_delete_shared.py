@@ -59,6 +59,7 @@ def test_every_collection_that_loses_the_items_is_named(world: World) -> None:
     assert [world.store.count(release.name) for release in releases(world)] == [22] * 6
 
 
+@pytest.mark.slow
 def test_points_that_stay_are_not_written_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = Calls(monkeypatch, world.store, "upsert")
     _, counts = delete(world, "1")  # all batches after it move up
@@ -69,6 +70,7 @@ def test_points_that_stay_are_not_written_again(world: World, monkeypatch: pytes
         assert "written" not in world.push(the_set(world), metrics=["cosine", "chi2"], collection=collection).counts
 
 
+@pytest.mark.slow
 def test_a_point_that_vanished_before_is_written(world: World) -> None:
     lost = releases(world)[0]
     world.store.delete(lost.name, [point_id("image", "9")])

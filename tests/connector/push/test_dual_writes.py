@@ -78,6 +78,7 @@ def check_fresh(world: World) -> None:
     assert [state for name, (state, _) in world.states().items() if name.startswith(COLLECTION)] == ["live", "ready"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["a", "b"])
 def test_while_a_shadow_waits(world: World, by: str) -> None:
     world.push(world.set("s", *pairs(10)))
@@ -111,6 +112,7 @@ def test_while_a_shadow_is_built(world: World, monkeypatch: pytest.MonkeyPatch, 
     check_fresh(world)
 
 
+@pytest.mark.slow
 def test_a_shadow_that_was_not_written_to_the_end_stays_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first = world.set("s", *pairs(10))
     world.push(first)
@@ -160,6 +162,7 @@ def test_a_shadow_with_foreign_points_fails_the_push_and_production_has_it(world
     assert sorted(world.states().values()) == [("live", 6), ("live", 16), ("ready", 10)]
 
 
+@pytest.mark.slow
 def test_retired_releases_get_nothing(world: World) -> None:
     world.push(world.set("s", *pairs(5)))
     (shadow,) = world.push(world.set("s", *pairs(5)), "b").releases
@@ -194,6 +197,7 @@ def test_what_every_release_refuses_is_one_reject(world: World) -> None:
     assert (world.reasons(pushed.run), pushed.counts["rejected"]) == ([("text", "1", "payload-not-json")], 1)
 
 
+@pytest.mark.slow
 def test_other_metrics_are_written_too(world: World) -> None:
     world.push(world.set("s", *pairs(5)), metrics=["cosine", "chi2"])
     world.push(world.set("more", *pairs(3, seed=4, prefix="more-")), metrics=["cosine"])

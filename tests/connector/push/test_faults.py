@@ -110,6 +110,7 @@ PASSING = {
 class TestWhatPasses:
     """Pitfalls 3 and 4: retried by our own policy, and a batch that is sent again is harmless."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("fault", PASSING)
     def test_a_write_is_retried_until_it_is_whole(self, server: FaultyServer, store: QdrantStore, fault: str) -> None:
         server.fail = once(PASSING[fault], lambda request: request.writes_points)
@@ -306,6 +307,7 @@ class TestRequests:
             assert most == [2]
             assert numbers(store) == set(range(6 * REQUEST_POINTS))
 
+    @pytest.mark.slow
     def test_the_timeout_is_the_one_that_was_set(self, server: FaultyServer) -> None:
         server.fail = lambda request: Fault(applied="all", delay=1.3) if request.path == "/collections" else None
         few = RetryPolicy(attempts=1)
@@ -396,6 +398,7 @@ class TestGrpc:
             server.requests.clear()
             yield store
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "fault",
         [Fault(429), Fault(429, {"Retry-After": "1"}), Fault(500), Fault(503), Fault(504), Fault(500, applied="half")],
@@ -497,6 +500,7 @@ class Storm:
 class TestAWholePush:
     """With 30% of all requests failing at random, everything ends written once, and SQL says so."""
 
+    @pytest.mark.slow
     def test_it_ends_complete_and_correct(
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -522,6 +526,7 @@ class TestAWholePush:
             assert storm is None or storm.failed > 50
         assert all(snapshot == snapshots[0] for snapshot in snapshots)
 
+    @pytest.mark.slow
     def test_rows_that_qdrant_refuses_become_rejects_on_every_run(
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -546,6 +551,7 @@ class TestAWholePush:
                     assert pushed.counts["rejected"] == len(refused) > 0
                     assert store.count("things.cosine") == 40 - len(refused)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("fake_encoders")
     def test_an_ingest_from_the_corpus_on_ends_complete(
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("in_small_steps")
 
 
 class TestOverlap:
+    @pytest.mark.slow
     def test_it_is_encode_and_push(self, make: Callable[..., Bench]) -> None:
         one, two = make(), make(name="other")
         done = one.ingest(metrics=["cosine", "chi2"])
@@ -118,6 +119,7 @@ class TestFailures:
         bench.ingest()
         assert bench.outcome() == undisturbed
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("method", "number"), [("upsert", 0), ("upsert", 2), ("flush", 0), ("flush", 1)])
     def test_an_update_that_fails_is_not_begun_from_nothing(
         self, make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, method: str, number: int
@@ -136,6 +138,7 @@ class TestFailures:
 
 
 class TestIncremental:
+    @pytest.mark.slow
     def test_what_is_unchanged_costs_a_hash(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         bench.ingest()
         before = bench.everything()
@@ -146,6 +149,7 @@ class TestIncremental:
         assert done.counts == {"already_in_set": 3 * N, "unchanged": 3 * N}
         assert bench.everything() == before
 
+    @pytest.mark.slow
     def test_what_changed_is_replaced(self, bench: Bench) -> None:
         bench.ingest()
         changed = Pair(bench.pairs[3].key, bench.pairs[3].image, ["another caption", bench.pairs[3].captions[1]], "g")
@@ -162,6 +166,7 @@ class TestIncremental:
         assert bench.world.store.count(name) == 3 * N
         assert sum(points for points, _ in bench.world.ledger().values()) == 3 * N
 
+    @pytest.mark.slow
     def test_what_left_the_corpus_stays_unless_told(self, bench: Bench) -> None:
         bench.ingest()
         bench.write(bench.pairs[:20])
@@ -183,6 +188,7 @@ class TestShadows:
             assert points[name] == bench.points()[fresh.name]
             assert states[name][1] == bench.world.states()[fresh.name][1]
 
+    @pytest.mark.slow
     def test_a_shadow_takes_part_in_everything(self, make: Callable[..., Bench]) -> None:
         bench = make()
         bench.write(bench.pairs[:-2])
@@ -210,6 +216,7 @@ class TestShadows:
         assert (done.counts["pruned"], done.counts["unchanged"]) == (3, 3 * N - 3)
         assert "written" not in done.counts
 
+    @pytest.mark.slow
     def test_what_is_pruned_leaves_a_way_back(self, make: Callable[..., Bench]) -> None:
         """A retired release stays what SQL says that it is, until its alignment is pushed again."""
         bench = make()
@@ -229,6 +236,7 @@ class TestShadows:
 
 @pytest.mark.usefixtures("fake_encoders")
 class TestWorkers:
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
     def test_units_that_workers_encode_in_any_order_give_the_same(self, make: Callable[..., Bench], seed: int) -> None:
         one, other = make(), make(name="other")

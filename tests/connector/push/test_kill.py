@@ -167,6 +167,7 @@ class TestEncode:
         (tmp_path / "modalign.db").write_bytes(migrated())
         return tmp_path
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("when", "point"), ENCODE_POINTS, ids=named(ENCODE_POINTS))
     def test_killed_at_a_point(
         self, runner: Runner, home: Path, corpus: Path, encoded: dict[str, Any], when: str, point: str
@@ -186,6 +187,7 @@ class TestIngest:
         assert everything(home) == ingested
         assert outcomes(home) == [("ingest", "killed"), ("ingest", "done")]
 
+    @pytest.mark.slow
     def test_killed_again_and_again(self, runner: Runner, home: Path, corpus: Path, ingested: dict[str, Any]) -> None:
         for point in ("append:1", "append:2", "upsert:2", "upsert:7", "write_ledger:2", "set_aliases:0"):
             assert runner.run("--signal", "SIGKILL", "--before", point, *ingesting(home, corpus)) == KILLED
@@ -206,6 +208,7 @@ INTERRUPTED_POINTS = [
 class TestInterrupted:
     """Ctrl-C ends with 130, says so in one line, and is recorded."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("when", "point"), INTERRUPTED_POINTS, ids=named(INTERRUPTED_POINTS))
     def test_at_a_point(
         self, runner: Runner, home: Path, corpus: Path, ingested: dict[str, Any], when: str, point: str
@@ -264,6 +267,7 @@ class TestKilledAndDamagedAtRandom:
             (name,) = store.collections()
             return {record.id for page in store.scroll(name) for record in page}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
     def test_no_live_item_is_lost(self, runner: Runner, home: Path, seed: int) -> None:
         draw = Random(seed)

@@ -38,6 +38,7 @@ def test_all_metrics_of_an_alignment_are_named_with_the_way_to_choose(caplog: py
     assert all(word in line for word in ("many", "3 metrics", "cosine, dot, js(map=split)", "--metric"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["push pairs", "ingest CORPUS"])
 def test_both_commands_say_so_before_they_write(home: Path, corpus: Path, command: str) -> None:
     done(

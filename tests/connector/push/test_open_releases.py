@@ -56,6 +56,7 @@ def test_a_second_push_into_a_new_collection_does_not_drop_what_the_first_is_abo
     assert consistent(world)
 
 
+@pytest.mark.slow
 def test_a_push_that_is_refused_leaves_what_another_one_is_about_to_write(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +229,7 @@ def test_a_push_that_is_refused_leaves_a_release_in_its_state(
     assert {**after, "updated_at": None} == {**before, "updated_at": None}
 
 
+@pytest.mark.slow
 def test_a_collection_with_points_is_never_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that SQL lost, and that the push which found it was killed at."""
 

@@ -34,6 +34,7 @@ def pruned(
 
 
 class TestPrune:
+    @pytest.mark.slow
     def test_what_left_the_corpus_leaves_points_rows_and_ledger(self, bench: Bench, make: Callable[..., Bench]) -> None:
         bench.ingest(metrics=["cosine", "chi2"])
         bench.write([*bench.pairs[:5], *bench.pairs[9:]])
@@ -65,6 +66,7 @@ class TestPrune:
         assert bench.ingest(prune=lambda gone: False).counts["no_longer_in_corpus"] == 12
         assert bench.everything() == before
 
+    @pytest.mark.slow
     def test_rows_that_cannot_be_read_keep_everything(self, bench: Bench) -> None:
         bench.ingest()
         before = bench.everything()
@@ -74,6 +76,7 @@ class TestPrune:
         assert (done.counts["not_pruned"], done.counts["rejected"]) == (12, 1)
         assert bench.everything() == before
 
+    @pytest.mark.slow
     def test_an_empty_corpus_is_an_error_and_prunes_nothing(self, bench: Bench) -> None:
         bench.ingest()
         held = bench.sets(), bench.points()
@@ -92,6 +95,7 @@ class TestPrune:
         bench.world.push(EmbeddingSet.open(embedding_set.path), collection="beside")
         assert {bench.world.store.count(name) for name in bench.world.store.collections()} == {60}
 
+    @pytest.mark.slow
     def test_what_comes_back_is_written_again(self, bench: Bench) -> None:
         bench.ingest()
         bench.write(bench.pairs[:20])

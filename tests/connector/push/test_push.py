@@ -129,6 +129,7 @@ class TestWhatIsWritten:
             for vector, payload in stored(world.store, release.name, modality).values():
                 assert (vector is not None) == (payload["modality"] == modality)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", ALL)
     def test_vectors_are_the_alignments_projection_lowered(self, under_all: World, metric: str) -> None:
         parts, ours = pairs(20, noise=0.1), alignment()
@@ -208,6 +209,7 @@ class TestWhatIsWritten:
         world.push(world.set("s", *pairs(20)))
         assert order == [*["upsert"] * 4, "flush", "write"] * 2 + [*["upsert"] * 2, "flush", "write"]
 
+    @pytest.mark.slow
     def test_the_live_alias_names_the_collection(self, world: World) -> None:
         releases = world.push(world.set("s", *pairs(4)), metrics=ALL).releases
         assert world.store.aliases() == {
@@ -221,6 +223,7 @@ class TestWhatIsWritten:
         (release,) = world.push(embedding_set).releases
         assert set(stored(world.store, release.name, "text")) == {point("text", key) for key in text.keys}
 
+    @pytest.mark.slow
     def test_several_metrics_share_one_projection_of_every_batch(
         self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -250,6 +253,7 @@ class TestWhatIsWritten:
 
 
 class TestAgain:
+    @pytest.mark.slow
     def test_pushing_again_writes_nothing_and_changes_nothing(
         self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -263,6 +267,7 @@ class TestAgain:
         assert world.snapshot() == before
         assert [row.updated_at for row in world.provenance.releases.find()] == rows_before
 
+    @pytest.mark.slow
     def test_a_metric_that_is_added_later_is_the_only_one_written(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -294,6 +299,7 @@ class TestAgain:
         assert world.store.count(release.name) == sum(points for points, _ in world.ledger().values()) == 23
         assert world.states()[release.name] == ("live", 23)
 
+    @pytest.mark.slow
     def test_a_row_that_moved_to_a_newer_shard_is_counted_once(self, world: World, small_batches: None) -> None:
         image, text = pairs(10)
         world.push(world.set("s", image, text))
@@ -353,6 +359,7 @@ class TestAgain:
         assert world.push(first).counts == {"unchanged": 10}
         assert world.states() == {release.name: ("live", 18)}
 
+    @pytest.mark.slow
     def test_another_split_of_the_same_projection_is_written(self, world: World) -> None:
         """Who holds out other groups is another alignment, though it projects alike, and has another release."""
         embedding_set = world.set("s", *pairs(20))
@@ -566,6 +573,7 @@ class TestRefused:
         with raises(MismatchError, "payload_indexes", "'n': 'integer'", "'n': 'keyword'"):
             world.push(embedding_set, payload_indexes={"n": "keyword"})
 
+    @pytest.mark.slow
     def test_quantization_that_a_collection_was_not_created_with(self, world: World) -> None:
         embedding_set = world.set("s", *pairs(5))
         (release,) = world.push(embedding_set).releases
@@ -638,6 +646,7 @@ class TestRefused:
         )
         assert world.snapshot() == before
 
+    @pytest.mark.slow
     def test_however_many_batches_a_write_has_the_same_is_written_recorded_and_refused(
         self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -763,6 +772,7 @@ class TestWhatARefusalLeaves:
         with pytest.raises(VectorError, match="with a negative value"):
             world.push(embedding_set, "plain", metrics=metrics)
 
+    @pytest.mark.slow
     def test_new_releases_of_several_metrics(self, world: World, histograms: npt.NDArray[np.floating]) -> None:
         self.refused(world, self.set(world, -histograms), "cosine", "js(map=l1)", "mol")
         assert (world.store.collections(), world.states()) == ([], {})
@@ -880,6 +890,7 @@ class TestMetrics:
         assert world.store.collections() == []
         assert len(world.push(embedding_set, metrics=["dot+nnn(k=200)"]).releases) == 1
 
+    @pytest.mark.slow
     def test_vectors_that_have_no_distribution(self, world: World, small_batches: None) -> None:
         """Half of the aligned vectors have a negative coordinate: the map says so, instead of clipping them."""
         embedding_set = world.set("s", *pairs(10))
@@ -956,6 +967,7 @@ class TestBehindTheLedgersBack:
         assert world.snapshot() == before
         assert pushed.counts == {"written": 2, "unchanged": 18}
 
+    @pytest.mark.slow
     def test_only_the_set_that_lost_points_needs_to_be_pushed_again(self, world: World) -> None:
         first, second = world.set("first", *pairs(5)), world.set("second", *pairs(4, seed=3, prefix="second-"))
         world.push(first)
@@ -1041,6 +1053,7 @@ class TestFailures:
                 self.expected.update(twin.snapshot())
         return self.expected
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("world", ["edge"], indirect=True)
     @pytest.mark.parametrize(("method", "number", "after"), POINTS)
     def test_a_failing_store(

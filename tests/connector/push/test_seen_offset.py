@@ -73,6 +73,7 @@ def test_the_same_push_again_writes_nothing_and_the_release_opens_with_its_chain
         verify(world, release)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_an_item_that_is_encoded_anew_with_another_content_is_new(world: World, metric: str) -> None:
     (release,) = world.push(world.set("s", *PARTS), metrics=[metric]).releases
@@ -132,6 +133,7 @@ def test_a_new_alignment_with_an_offset_is_a_shadow_that_is_promoted_and_rolled_
     assert hits(world) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_point_that_says_otherwise_whether_it_was_seen_is_found_and_repaired(world: World, metric: str) -> None:
     (release,) = world.push(world.set("s", *PARTS), metrics=[metric]).releases

@@ -96,6 +96,7 @@ class TestTwoProcesses:
 
 @IMITATION
 class TestTheStoreDies:
+    @pytest.mark.slow
     def test_a_server_that_is_killed_in_a_write(
         self, processes: ForkServerContext, tmp_path: Path, home: Path, corpus: Path, server: FaultyServer
     ) -> None:
@@ -159,6 +160,7 @@ class TestTheDatabaseDies:
             yield server
             server.close()
 
+    @pytest.mark.slow
     def test_postgresql_is_killed_under_an_ingest(
         self, processes: ForkServerContext, tmp_path: Path, home: Path, corpus: Path, postgres: Postgres
     ) -> None:
@@ -180,6 +182,7 @@ class TestTheDatabaseDies:
         with EdgeStore(home / "qdrant") as store:
             expect_complete(store, postgres.url, home)
 
+    @pytest.mark.slow
     def test_its_connections_are_cut(
         self, processes: ForkServerContext, tmp_path: Path, home: Path, corpus: Path, postgres: Postgres
     ) -> None:

@@ -66,6 +66,7 @@ def test_both_points_of_an_item_carry_its_caption_and_its_other_columns(world: W
     assert sorted(years) == sorted([*range(N), *range(N)])
 
 
+@pytest.mark.slow
 def test_a_release_leaves_captions_out_of_images_and_keeps_doing_so(world: World) -> None:
     (release,) = world.push(titled(world), caption_payload=False).releases
     assert captions(world, release) == [None] * N
@@ -76,6 +77,7 @@ def test_a_release_leaves_captions_out_of_images_and_keeps_doing_so(world: World
     assert captions(world, shadow) == [None] * N
 
 
+@pytest.mark.slow
 def test_a_push_that_says_otherwise_writes_the_images_again_once(world: World) -> None:
     embedding_set = titled(world)
     world.push(embedding_set, metrics=["cosine", "chi2"])
@@ -88,6 +90,7 @@ def test_a_push_that_says_otherwise_writes_the_images_again_once(world: World) -
         assert world.push(embedding_set, metrics=["cosine"]).counts == {"unchanged": 4 * N}
 
 
+@pytest.mark.slow
 def test_a_release_of_an_earlier_version_gets_captions_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     world.push(titled(world, on_images=False), metrics=["cosine", "chi2"])
@@ -118,6 +121,7 @@ def test_another_caption_reaches_both_points(world: World) -> None:
     assert captions(world, release) == captions(world, release, "text") == expected
 
 
+@pytest.mark.slow
 def test_a_shadow_that_leaves_captions_out_can_be_promoted_and_rolled_back(world: World) -> None:
     embedding_set = titled(world)
     (live,) = world.push(embedding_set).releases

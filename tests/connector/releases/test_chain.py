@@ -190,6 +190,7 @@ def test_a_mismatch_is_refused(world: World, monkeypatch: pytest.MonkeyPatch, li
     assert world.snapshot() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_what_belongs_together_is_not(world: World, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     monkeypatch.setattr(search, "load_encoder", lambda *_, **__: TextEncoder())

@@ -72,6 +72,7 @@ def audit(world: World, pairs: EmbeddingSet, release: str = "ready") -> Any:
 
 
 class TestNewReleases:
+    @pytest.mark.slow
     @pytest.mark.parametrize("what", [{"alignment_name": "b"}, {"metrics": ["euclid"]}, {"metrics": ["chi2"]}])
     def test_a_shadow_and_a_further_metric_inherit_the_layout_of_the_live_release(
         self, world: World, priced: EmbeddingSet, what: dict[str, Any]
@@ -83,6 +84,7 @@ class TestNewReleases:
         assert cheap(world, other) == cheap(world, live) == N
         world.push(priced, **what)  # again, as it is
 
+    @pytest.mark.slow
     def test_they_inherit_from_the_release_of_their_metric(self, world: World, priced: EmbeddingSet) -> None:
         world.push(priced, m=8)
         world.push(priced, metrics=["euclid"], m=32)
@@ -124,6 +126,7 @@ class TestNewReleases:
 
 
 class TestPromotion:
+    @pytest.mark.slow
     def test_filters_find_the_same_after_a_promotion(self, world: World, priced: EmbeddingSet) -> None:
         (live,) = world.push(priced, payload_indexes=TYPED).releases
         world.push(priced, "b")
@@ -133,6 +136,7 @@ class TestPromotion:
         assert present.name != live.name
         assert cheap(world, present) == N
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("layout", "values"),
         [
@@ -156,6 +160,7 @@ class TestPromotion:
         assert values[0] in switch.refused
         assert switch.promotion.forced_by == "me@here"
 
+    @pytest.mark.slow
     def test_other_differences_are_named(self, world: World, priced: EmbeddingSet) -> None:
         (live,) = world.push(priced).releases
         (other,) = world.push(priced, "b", m=8, oversampling=2.0).releases
@@ -168,6 +173,7 @@ class TestPromotion:
             f"oversampling is 4.0 in {live.name} and 2.0 in {other.name}",
         )
 
+    @pytest.mark.slow
     def test_an_index_that_changes_no_type_may_be_added(self, world: World) -> None:
         payloads = [{"year": 1990 + number} for number in range(N)]
         points = latent(N)
@@ -179,6 +185,7 @@ class TestPromotion:
         assert switch.refused is None
         assert any("year" in sentence for sentence in switch.differences)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("before", "after"), [("keyword", "tenant"), ("tenant", "keyword")])
     def test_an_index_of_tenants_is_one_of_keywords(
         self, world: World, priced: EmbeddingSet, before: PayloadKind, after: PayloadKind
@@ -255,6 +262,7 @@ class TestLostDatabase:
         upgrade(world.url)
         return World(world.home, world.store)
 
+    @pytest.mark.slow
     def test_the_same_push_finds_the_same(self, world: World, priced: EmbeddingSet) -> None:
         (before,) = world.push(priced, **LAYOUT).releases
         world = self.forget(world)
@@ -269,6 +277,7 @@ class TestLostDatabase:
             with raises(MismatchError, "ef_construct", 40, 50):
                 world.push(priced, ef_construct=50)
 
+    @pytest.mark.slow
     def test_a_shadow_inherits_from_what_the_alias_names(self, world: World, priced: EmbeddingSet) -> None:
         (before,) = world.push(priced, **LAYOUT).releases
         world = self.forget(world)

@@ -33,6 +33,7 @@ def coloured(world: World) -> EmbeddingSet:
     return world.set("s", *(rows(m, embedded(m, latent(N)), payloads=payloads) for m in ("image", "text")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "near"),
     [

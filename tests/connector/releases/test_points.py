@@ -74,6 +74,7 @@ def test_what_is_no_json_object_is_refused_alone(text: str) -> None:
     assert projected.rows.keys == [part.keys[0], part.keys[2]]
 
 
+@pytest.mark.slow
 @given(st.lists(st.booleans(), min_size=N, max_size=N), st.integers(0, 99), st.sampled_from([0.01, 0.4, 0.9]))
 def test_an_item_is_held_out_or_seen_by_its_content_or_new(seen: list[bool], seed: int, share: float) -> None:
     hold_out = HoldOut(share, seed)
@@ -129,6 +130,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, di
         yield world, plain, lowered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", EACH_FORM)
 def test_points_carry_whether_they_were_seen_where_the_alignment_has_an_offset(
     pushed: tuple[World, dict[str, Release], dict[str, Release]], metric: str

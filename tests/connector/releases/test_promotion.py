@@ -400,6 +400,7 @@ class TestNamedRequests:
         with raises(SettingsError, "'x'"):
             rollback(world, request="x")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("step", [2, 3, 4, 5])
     def test_one_that_was_killed_is_finished(self, world: World, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         first, second, third = promoted_twice(world)
@@ -411,6 +412,7 @@ class TestNamedRequests:
 
 @ON_SERVERS
 class TestRollback:
+    @pytest.mark.slow
     def test_the_previous_releases_come_back(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         live, shadows = shadowed(world, "cosine", "dot")
         before = world.snapshot()
@@ -579,6 +581,7 @@ class TestCrashes:
             said = pending(world.provenance, row_of(world, release))
             assert (f"not finished: run `modalign {kind} {COLLECTION}`" in said) == begun
 
+    @pytest.mark.slow
     @AT_EVERY_STEP
     def test_promote(self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]) -> None:
         live, shadows = shadowed(world, "cosine", "dot")
@@ -594,6 +597,7 @@ class TestCrashes:
         ]
         assert all(line[-1] for line in promotions(world))
 
+    @pytest.mark.slow
     @AT_EVERY_STEP
     def test_rollback(self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]) -> None:
         live, shadows = shadowed(world)
@@ -606,6 +610,7 @@ class TestCrashes:
         assert [line[0] for line in promotions(world)] == ["promote", "rollback"]
         assert all(line[-1] for line in promotions(world))
 
+    @pytest.mark.slow
     @AT_EVERY_STEP
     def test_a_rollback_that_is_repeated_goes_back_once(
         self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]

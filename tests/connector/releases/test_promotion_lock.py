@@ -121,6 +121,7 @@ class TestPushes:
             opened.alignment("b", turn=1)
             yield opened
 
+    @pytest.mark.slow
     def test_a_push_takes_no_promotion_back_that_came_meanwhile(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -140,6 +141,7 @@ class TestPushes:
         assert world.states() == {old.name: ("retired", 18), shadow.name: ("live", 18)}
         assert world.store.aliases() == {f"{COLLECTION}.cosine": shadow.name}
 
+    @pytest.mark.slow
     def test_a_push_makes_nothing_live_while_somebody_switches(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -210,6 +212,7 @@ class TestTwoProcesses:
         assert [row.physical_name for row in world.provenance.releases.find(state="live")] == [name]
         assert world.store.aliases() == {f"{COLLECTION}.cosine": name}
 
+    @pytest.mark.slow
     def test_two_promotions_come_one_after_the_other(
         self,
         processes: ForkServerContext,
@@ -234,6 +237,7 @@ class TestTwoProcesses:
         ]
         self.expect_live(world, names[2])
 
+    @pytest.mark.slow
     def test_a_rollback_is_told_of_the_promotion(
         self,
         processes: ForkServerContext,
@@ -262,6 +266,7 @@ class TestTwoProcesses:
             ("rollback", names[2], names[1], True),
         ]
 
+    @pytest.mark.slow
     def test_one_that_is_killed_is_not_waited_for(
         self,
         processes: ForkServerContext,

@@ -162,12 +162,14 @@ class TestReconcile:
         assert result.consistent
         assert (result.points, result.recorded, result.held, result.vectors) == (26, 26, 26, 26)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("world", KINDS, indirect=True)  # which vectors lie there is not the server's affair
     @pytest.mark.parametrize("metric", SOME)
     def test_under_every_guarantee(self, world: World, metric: str) -> None:
         world.push(world.set("s", *pairs(10)), metrics=[metric])
         assert counts(found(world, metric)) == (0, 0, 0, 0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("broken", "expected", "examples", "mending"), BROKEN)
     def test_what_differs_is_counted_named_and_repaired(
         self,
@@ -233,11 +235,13 @@ class TestReconcile:
             turn(world, key)
         return world
 
+    @pytest.mark.slow
     def test_one_wrong_vector_in_the_sample_makes_it_compare_all(self, sampled: World) -> None:
         results = [found(sampled, seed=seed) for seed in range(12)]
         assert {(r.differing.count, r.vectors) for r in results if r.differing.count} == {(8, 26)}
         assert {r.consistent for r in results} == {r.differing.count == 0 for r in results}
 
+    @pytest.mark.slow
     def test_another_seed_draws_another_sample_and_the_same_one_the_same(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -248,6 +252,7 @@ class TestReconcile:
         assert seen[:8] == [found(world, seed=seed).consistent for seed in range(8)]
         assert found(world, seed=seen.index(True), full=True).differing.examples == ["text:4"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("full", [True, False])
     def test_a_repair_that_meets_one_wrong_vector_repairs_all(self, sampled: World, full: bool) -> None:
         mended = repaired(sampled, full=full)
@@ -272,6 +277,7 @@ class TestReconcile:
             world.provenance.ledger.write(row.id, embedding_set.id, run.id, {place: (digest, points - 1)})
         assert found(world).consistent
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("lost", "strays"), [(0, 0), (1, 1), (0, 1), (2, 1), (1, 2)])
     def test_orphans_are_found_whatever_the_number_of_points_and_not_looked_for_where_there_is_no_room(
         self, world: World, monkeypatch: pytest.MonkeyPatch, lost: int, strays: int
@@ -334,6 +340,7 @@ def test_a_vector_that_was_lost_or_added_is_found_whatever_the_sample(
         world.provenance.close()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = []
     with opened_world("edge", tmp_path) as world:
@@ -388,6 +395,7 @@ class TestPointIds:
             ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_floats_that_the_engine_changes_by_a_unit_in_the_last_place_break_nothing(kind: str, tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).random((40, 3)) * 10.0 ** np.arange(-8, 16, 8)

@@ -111,6 +111,7 @@ class TestAliases:
         assert (verified(world), audit(world), promote(world)) == ([], None, 0)
         assert world.store.aliases()[ALIAS] == release.name
 
+    @pytest.mark.slow
     @ALIASES
     def test_a_promotion_replaces_it(self, edge: World, break_alias: Callable[[World], None], sentence: str) -> None:
         pushed(edge)
@@ -174,6 +175,7 @@ def record(world: World, release: Release, **settings: Any) -> None:
 
 
 class TestSettings:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("recorded", "sentence"),
         [

@@ -128,6 +128,7 @@ class TestOpening:
             "with `modalign push`"
         )
 
+    @pytest.mark.slow
     def test_a_collection_that_does_not_exist(self, world: World) -> None:
         push(world, "cosine", "dot")
         world.push(world.set("s", *pairs(5)), collection="other")
@@ -180,6 +181,7 @@ class TestOpening:
         world.push(world.set("s", *pairs(5)), "b")
         assert opened(world).alignment.fingerprint == alignment().fingerprint
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("link", "edited"),
         [
@@ -196,6 +198,7 @@ class TestOpening:
         with raises(MismatchError, link):
             opened(world)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("link", ["alignment", "metric", "image_encoder", "text_encoder", "lowering"])
     def test_missing_metadata_is_refused(self, world: World, link: str) -> None:
         (release,) = push(world)
@@ -220,6 +223,7 @@ class TestOpening:
         with raises(MismatchError, "6, 1)", "('cosine', 'Cosine', 6, 2)"):
             opened(world)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", SOME)
     def test_a_guarantee_that_changed_is_refused(
         self, world: World, metric: str, monkeypatch: pytest.MonkeyPatch
@@ -332,6 +336,7 @@ class TestLive:
             shadow = open_release(world.provenance, world.store, COLLECTION, which=which)
             assert shadow.alignment.fingerprint == alignment(turn=1).fingerprint
 
+    @pytest.mark.slow
     def test_the_newest_shadow_is_the_ready_one(self, world: World) -> None:
         push(world)
         names = []
@@ -348,6 +353,7 @@ class TestLive:
         with raises(CollectionNotFoundError, "nothing"):
             open_release(world.provenance, world.store, COLLECTION, which="nothing")
 
+    @pytest.mark.slow
     def test_an_alias_that_vanished_goes_to_nobody_else(self, world: World) -> None:
         """A shadow that nobody audited does not go live because someone deleted a collection."""
         (first,) = push(world)
@@ -359,6 +365,7 @@ class TestLive:
         push(world)
         assert world.store.aliases() == {f"{COLLECTION}.cosine": first.name}
 
+    @pytest.mark.slow
     def test_other_metrics_and_collections_stay_live(self, world: World) -> None:
         push(world, "cosine", "dot")
         other = world.push(world.set("s", *pairs(5)), collection="other").releases[0]
@@ -369,6 +376,7 @@ class TestLive:
         assert world.store.aliases()["other.cosine"] == other.name
         assert [row.physical_name for row in world.provenance.releases.find(state="ready")] == [shadow.name]
 
+    @pytest.mark.slow
     def test_all_aliases_are_switched_at_one_moment(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         switches = Calls(monkeypatch, world.store, "set_aliases")
         releases = push(world, *ALL)
@@ -376,6 +384,7 @@ class TestLive:
             {alias_name(COLLECTION, parse(metric)): r.name for metric, r in zip(ALL, releases, strict=True)}
         ]
 
+    @pytest.mark.slow
     def test_a_shadow_that_is_not_verified_is_not_ready(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         (first,) = push(world)
         world.alignment("b", turn=1)
@@ -404,6 +413,7 @@ class TestLive:
         releases = push(world)
         assert make_live(world.provenance, world.store, releases) is False
 
+    @pytest.mark.slow
     def test_an_alias_that_was_moved_is_moved_back(self, world: World) -> None:
         releases = push(world)
         other = world.push(world.set("s", *pairs(5)), collection="other").releases[0]

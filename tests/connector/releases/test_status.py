@@ -68,6 +68,7 @@ class TestReadStored:
         assert world.store.aliases() == {"things.cosine": release.name}
 
 
+@pytest.mark.slow
 def test_a_push_into_a_lost_collection_names_all_sets_that_it_held(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,6 +120,7 @@ def test_what_one_store_holds_is_not_said_of_another_that_has_a_collection_of_th
 
 
 class TestPending:
+    @pytest.mark.slow
     def test_a_shadow_of_an_older_alignment_than_the_live_one_is_promoted_by_name(self, world: World) -> None:
         """A plain promotion does not go back to it."""
         newer = world.alignment("newer", turn=1)

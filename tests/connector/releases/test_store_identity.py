@@ -374,6 +374,7 @@ class TestAnotherDatabase:
         assert consistent(other, other.store) == [True]
         opened(world)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("claim", [{"store": 7}, "text", 3, {}, [1]])
     def test_a_claim_that_cannot_be_read_is_another_s(
         self, world: World, embedding_set: EmbeddingSet, claim: object
@@ -398,6 +399,7 @@ class TestOlderCollections:
         opened(older)
         assert OWNER not in older.store.metadata(opened(older).name)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("writing", ["push", "promote", "delete", "repair"])
     def test_the_next_write_lets_them_say_it(
         self, older: World, embedding_set: EmbeddingSet, at: At, writing: str

@@ -256,6 +256,7 @@ class TestJsonLines:
         assert first == {name: value for name, value in whole.items() if name not in left_out}
         assert second["verdict"] == "broken"
 
+    @pytest.mark.slow
     def test_lines_of_several_processes_stay_whole(
         self, found: Audit, tmp_path: Path, processes: ForkServerContext
     ) -> None:

@@ -89,6 +89,7 @@ def interval(its: Any) -> str:
 
 
 class TestWhatStandsOnIt:
+    @pytest.mark.slow
     def test_sections_in_their_order_the_verdict_first(self, written: WrittenPage) -> None:
         assert written.page.of("h2") == SECTIONS
         assert written.page.of("h1") == ["Passed: every requirement is met."]
@@ -250,6 +251,7 @@ class TestWhatStandsOnIt:
         ):
             assert said in written.page.text
 
+    @pytest.mark.slow
     def test_passwords_do_not(self, written: WrittenPage, tmp_path: Path) -> None:
         origin = replace(written.origin, store="https://me:s3cret@qdrant:6333/?api_key=s3cret")
         page = page_of(tmp_path, written.found, origin)
@@ -262,6 +264,7 @@ def cleaned(row: list[str]) -> list[str]:
 
 
 class TestHistory:
+    @pytest.mark.slow
     def test_of_one_audit_a_sentence(self, own: Path, tmp_path: Path) -> None:
         done(*ASK, "--gallery", "all", "--report", tmp_path / "one.html", "--home", own)
         page = Page(tmp_path / "one.html")
@@ -370,6 +373,7 @@ class TestNothingBreaksIt:
         for path in gone:
             assert f"{Path(path).name}: gone from disk" in spans
 
+    @pytest.mark.slow
     def test_items_are_called_by_their_captions(self, written: WrittenPage, tmp_path: Path) -> None:
         file = write_picture(tmp_path / "a.png")
         held = {"image": str(file), "content_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
@@ -467,6 +471,7 @@ class TestNothingBreaksIt:
 
 
 class TestTheFile:
+    @pytest.mark.slow
     def test_it_is_written_when_requirements_are_not_met(self, own: Path, tmp_path: Path) -> None:
         ended = modalign(
             *ASK, "--require", "recall@1>=1.1", "--require", "mrr>=0", "--report", tmp_path / "p.html", "--home", own
@@ -506,6 +511,7 @@ class TestTheFile:
         assert list((tmp_path / "new").iterdir()) == []
         assert (tmp_path / "old.html").read_text() == "old"
 
+    @pytest.mark.slow
     def test_an_older_page_stays_until_a_whole_one_replaces_it(
         self, written: WrittenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -176,6 +176,7 @@ def test_every_kind_of_picture_has_a_thumbnail(tmp_path: Path, mode: str) -> Non
     assert decoded(url).mode == "RGB"
 
 
+@pytest.mark.slow
 def test_a_sheet_of_many_pictures_stays_small(tmp_path: Path) -> None:
     image = write_picture(tmp_path / "a.png", (2000, 2000))
     written(tmp_path, *(Answered("q", [search_hit(str(n), image=str(image)) for n in range(5)]) for _ in range(4)))

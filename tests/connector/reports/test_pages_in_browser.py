@@ -92,6 +92,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("complaint", BAD)
 def test_a_page_that_is_not_is_noticed(chromium: Browser, tmp_path: Path, complaint: str) -> None:
     page = f"<!doctype html><body style='font: 16px/1.5 sans-serif'>{BAD[complaint]}"

@@ -112,6 +112,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestOrder:
     """Exact search finds the reference order, ties aside, over whatever vectors there are."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("text", ALL)
     def test_is_the_references(self, store: Store, text: str) -> None:
         X = l2_normalize(np.concatenate([make(40, 1) for make in DATA.values()]))
@@ -223,6 +224,7 @@ class TestProofs:
             assert answer.certified
             assert numbers(answer) == [number]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
     def test_over_a_real_graph(self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A search along a graph ends by the bound and certifies nothing; without one, or exact, it does."""
@@ -251,6 +253,7 @@ class TestProofs:
             for answer, row in proved:
                 assert_best(answer, row, 5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("rescore", [True, False])
     @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
     def test_candidates_that_quantized_vectors_choose_prove_nothing(
@@ -294,6 +297,7 @@ VECTORS = arrays.arrays(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["chi2", "js", "chi2(map=softmax)", "mol"])
 @given(vectors=VECTORS, k=st.integers(1, 6), page=st.integers(1, 5), max_candidates=st.integers(6, 30))
 @example(vectors=np.ones((24, DIM)), k=1, page=1, max_candidates=6)

@@ -242,6 +242,7 @@ class TestPush:
         points = latent(n, 0)
         return [rows("image", embedded("image", points)), rows("text", embedded("text", points[:100]))]
 
+    @pytest.mark.slow
     def test_a_release_with_a_graph_is_tuned_and_searches_with_that(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -263,6 +264,7 @@ class TestPush:
         Retriever(release, world.store).search_embeddings("text", maps()["text"][:1], encoder=encoder)
         assert widths == [release.hnsw_ef]
 
+    @pytest.mark.slow
     def test_what_is_lost_of_seen_items_alone_raises_it(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """Held-out queries find held-out items first, and would never notice."""
         original = world.store.search
@@ -280,6 +282,7 @@ class TestPush:
         assert release.tuned is not None
         assert release.tuned.recall >= INDEX_RECALL
 
+    @pytest.mark.slow
     def test_it_is_tuned_again_when_something_was_written(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         world.push(world.set("s", *self.hard()), indexing_threshold=1)
         searches = Calls(monkeypatch, world.store, "search")
@@ -288,6 +291,7 @@ class TestPush:
         world.push(world.set("s", *self.hard(2510)))
         assert searches
 
+    @pytest.mark.slow
     def test_a_set_that_is_a_part_of_the_release_only_raises_it(self, world: World) -> None:
         world.push(world.set("s", *self.hard()), indexing_threshold=1)
         (row,) = world.provenance.releases.find()
@@ -314,6 +318,7 @@ class TestPush:
         world.push(world.set("s", *other))
         assert len(searches) == asked
 
+    @pytest.mark.slow
     def test_a_release_from_before_there_was_tuning_is_tuned(self, world: World) -> None:
         world.push(world.set("s", *self.hard()), indexing_threshold=1)
         (row,) = world.provenance.releases.find()
@@ -322,6 +327,7 @@ class TestPush:
         (release,) = world.push(world.set("s", *self.hard())).releases
         assert release.hnsw_ef in EFS
 
+    @pytest.mark.slow
     def test_a_collection_that_sql_has_lost_is_tuned_and_pushed_again(self, world: World) -> None:
         embedding_set = world.set("s", *self.hard())
         world.push(embedding_set, indexing_threshold=1)
@@ -367,6 +373,7 @@ class TestPush:
         assert release.hnsw_ef is None
         assert world.provenance.releases.find()[0].hnsw_ef is None
 
+    @pytest.mark.slow
     def test_a_small_ef_finds_less(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(6000)), indexing_threshold=1).releases
         finder, asked = (
@@ -382,6 +389,7 @@ class TestPush:
 
         assert found(10) < found(512)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("world", "metric"),
         [

@@ -70,6 +70,7 @@ def exported(request: pytest.FixtureRequest, world: World, tmp_path_factory: pyt
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_service_finds_what_a_retriever_finds(world: World, exported: Path, modality: Modality) -> None:
     spec, X = spec_of(exported), embedded(modality, latent(3, seed=9), noise=0.2)
@@ -140,6 +141,7 @@ def test_the_document_says_what_a_service_must_know(exported: Path) -> None:
         assert request["path"] == f"/collections/{alias_name('{collection}', parse(spec['metric']))}/points/query"
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_it_stands(
     world: World,
     exported: Path,

@@ -125,6 +125,7 @@ def test_the_document_says_the_offset_and_how_scores_are_got_back(exported: Path
     assert ("`aligned`" in said["meaning"]) == (spec["rescoring"] is not None)
 
 
+@pytest.mark.slow
 def test_an_alignment_without_an_offset_says_none(tmp_path: Path) -> None:
     write(tmp_path / "out", ExportSpec("a", alignment(hold_out=OURS["hold_out"], seen=OURS["seen"]), parse("cosine")))
     spec = spec_of(tmp_path / "out")
@@ -132,6 +133,7 @@ def test_an_alignment_without_an_offset_says_none(tmp_path: Path) -> None:
     assert list(spec["graphs"]["image-item.onnx"]["inputs"]) == ["embedding"]
 
 
+@pytest.mark.slow
 def test_the_example_prints_what_a_retriever_finds(
     world: World, exported: Path, tmp_path: Path, httpserver: HTTPServer
 ) -> None:

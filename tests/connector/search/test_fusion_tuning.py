@@ -45,6 +45,7 @@ def pushed(tmp_path: Path, *parts: Rows, hold_out: HoldOut = HALF, metric: str =
 
 
 class TestHowMuchCaptionsCount:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("image_noise", "caption_noise", "expected"), [(3.0, 0.4, {0.9}), (0.0, 1.2, {0.1, 0.25, 0.5})]
     )
@@ -61,6 +62,7 @@ class TestHowMuchCaptionsCount:
         assert fusion.weight in expected
         assert fusion.queries >= 30
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "parts", [things(captions=1), things(same=True), [*things()[:1], things()[1].take(range(6))]]
     )
@@ -76,6 +78,7 @@ class TestHowMuchCaptionsCount:
 
 
 class TestWhatScoresAreStandardisedBy:
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", ["cosine", "euclid", "chi2"])
     def test_means_and_deviations_of_scores_at_large(self, metric: str, tmp_path: Path) -> None:
         parts = things()
@@ -95,6 +98,7 @@ class TestWhatScoresAreStandardisedBy:
 
 
 class TestWhenItIsMeasured:
+    @pytest.mark.slow
     def test_a_release_that_an_earlier_version_pushed_has_it_after_the_next_push(self, tmp_path: Path) -> None:
         with opened_world("edge", tmp_path) as world:
             world.alignment(hold_out=HALF)
@@ -106,6 +110,7 @@ class TestWhenItIsMeasured:
             world.push(first, metrics=["cosine"])
             assert world.provenance.releases.find(collection=COLLECTION)[0].fusion == measured
 
+    @pytest.mark.slow
     def test_captions_that_come_later_complete_it_and_images_alone_leave_it(self, tmp_path: Path) -> None:
         image, text = things()
         with opened_world("edge", tmp_path) as world:

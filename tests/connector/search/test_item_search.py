@@ -134,6 +134,7 @@ def ordered(best: dict[str, dict[Modality, float]], fusion: Fusion) -> list[tupl
 
 
 class TestWhatComparingEverythingFinds:
+    @pytest.mark.slow
     @pytest.mark.parametrize("exact", [False, True])
     @pytest.mark.parametrize("parity", ["", "even"])
     @pytest.mark.parametrize("by", ["caption", "fused"])

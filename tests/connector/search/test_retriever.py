@@ -85,6 +85,7 @@ def reference(retriever: Retriever, asking: Modality, target: Modality, X: Float
 
 
 class TestTheMetricsTopK:
+    @pytest.mark.slow
     @pytest.mark.parametrize("exact", [False, True])
     @pytest.mark.parametrize("asking", MODALITIES)
     @pytest.mark.parametrize("same", [False, True])
@@ -98,6 +99,7 @@ class TestTheMetricsTopK:
             np.testing.assert_allclose([hit.score for hit in hits], row[best], atol=5e-6)
             assert {hit.modality for hit in hits} == {target}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("asking", MODALITIES)
     def test_scores_fall_and_raw_scores_are_what_qdrant_says(self, retriever: Retriever, asking: Modality) -> None:
         X, ours = raw(asking), alignment()
@@ -112,6 +114,7 @@ class TestTheMetricsTopK:
             if lowering.guarantee is Guarantee.EXACT:
                 assert raws == sorted(raws, reverse=lowering.distance.higher_is_better)
 
+    @pytest.mark.slow
     def test_the_guarantee_and_what_is_proved(self, retriever: Retriever) -> None:
         """A collection that is seen whole leaves nothing unproved."""
         guarantee = retriever.guarantee
@@ -130,6 +133,7 @@ class TestTheMetricsTopK:
             (hits,) = asked(some, modality, raw(modality, 1))
             assert {hit.modality for hit in hits} == {OTHER[modality]}
 
+    @pytest.mark.slow
     def test_a_batch_is_its_queries_one_by_one(self, retriever: Retriever) -> None:
         X = raw("text")
         together = asked(retriever, "text", X)
@@ -161,6 +165,7 @@ class TestTheMetricsTopK:
 
 
 class TestFilters:
+    @pytest.mark.slow
     def test_the_best_of_those_that_match(self, retriever: Retriever) -> None:
         condition = models.Filter(must=[models.FieldCondition(key="number", range=models.Range(gte=10, lt=20))])
         X = raw("text")
@@ -197,6 +202,7 @@ class TestMetrics:
         assert lowering.metric.module.dim.device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_quantized_collections_find_the_same(tmp_path: Path) -> None:
     """A byte a coordinate, and a graph over those: what is taken from it is enough to hold the first three."""
     n, ours, X = 150, alignment(), raw("text", 20)

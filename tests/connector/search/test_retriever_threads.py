@@ -147,6 +147,7 @@ def expected(turn: int, X: FloatArray, images: FloatArray) -> FloatArray:
     return np.asarray(queries @ items.T, np.float32)
 
 
+@pytest.mark.slow
 @ON_SERVERS
 def test_searches_during_a_promotion_never_mix_two_alignments(world: World) -> None:
     """Each answer is that of one alignment: what its retriever had open, before, during and after the promotion."""

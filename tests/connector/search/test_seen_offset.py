@@ -87,6 +87,7 @@ def reference(
     return own, -np.sqrt(own**2 + taken) if is_squared(metric, LATENT) else own - taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("asking", MODALITIES)
 @pytest.mark.parametrize("same", [False, True])
@@ -123,6 +124,7 @@ def test_raw_scores_are_what_qdrant_says(retriever: Retriever, asking: Modality)
             assert raws == sorted(raws, reverse=lowering.distance.higher_is_better)
 
 
+@pytest.mark.slow
 def test_a_filter_leaves_the_best_of_those_that_match(retriever: Retriever) -> None:
     condition = models.Filter(must=[models.FieldCondition(key="number", range=models.Range(gte=10, lt=30))])
     _, ranked = reference(retriever, "text", "image")
@@ -130,6 +132,7 @@ def test_a_filter_leaves_the_best_of_those_that_match(retriever: Retriever) -> N
         assert [int(hit.key) for hit in hits] == [10 + n for n in np.argsort(-row[10:30])[:4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_payload", [False, ["group"], True])
 def test_candidates_rank_alike_whatever_payload_they_carry(
     world: World, retriever: Retriever, with_payload: bool | list[str]
@@ -141,6 +144,7 @@ def test_candidates_rank_alike_whatever_payload_they_carry(
         np.testing.assert_allclose([hit.score for hit in answer.hits], -np.sort(-row)[:K], atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["cosine", "euclid", "manhattan", "chi2", "mol", "dot+nnn"])
 @pytest.mark.parametrize("quantization", ["scalar", "binary"])
 @pytest.mark.parametrize("rescore", [True, False])

@@ -123,6 +123,7 @@ def test_nothing_is_sent_after_it(opened: tuple[FaultyServer, QdrantStore]) -> N
     store.upsert("c", Points("v", ids(2), X, [{}, {}]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_a_server_that_never_answers_is_given_up_while_connecting(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, within(1.0):
@@ -148,6 +149,7 @@ def port() -> Callable[[], int]:
 class TestTheCauseStaysBesideTheDeadline:
     SECONDS = 2  # enough for one attempt at each address
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dead", [1, 2])
     def test_all_addresses_that_refuse_connections_are_named(
         self, scheme: str, dead: int, port: Callable[[], int]
@@ -156,6 +158,7 @@ class TestTheCauseStaysBesideTheDeadline:
         with within(self.SECONDS), raises(DeadlinePassedError, *urls, "onnection refused", self.SECONDS):
             QdrantStore.connect(",".join(urls))
 
+    @pytest.mark.slow
     def test_the_address_that_refused_before_another_was_silent(self, scheme: str, port: Callable[[], int]) -> None:
         dead = f"{scheme}://127.0.0.1:{port()}"
         with socket.create_server(("127.0.0.1", 0)) as silent, within(self.SECONDS):

@@ -424,6 +424,7 @@ class TestDamage:
                     with raises(StoreError, "collection c is damaged", place, "backup"):
                         use("c")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(20))
     def test_damage_at_random_is_an_error_or_changes_no_answer(self, closed: Path, tmp_path: Path, seed: int) -> None:
         draw = random.Random(seed)
@@ -467,6 +468,7 @@ class TestDamage:
         with EdgeStore(path) as store:
             assert store.count("c") == 300
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(4))
     def test_what_is_closed_and_opened_again_and_again_is_never_called_damaged(self, tmp_path: Path, seed: int) -> None:
         draw = random.Random(seed)

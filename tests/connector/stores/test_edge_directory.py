@@ -76,6 +76,7 @@ class TestReadingChangesNothing:
                     assert read not in ("open", "collections", "aliases")
         assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("read", READS)
     def test_nothing_is_removed_or_added(self, tmp_path: Path, read: str) -> None:
         """Neither what is unknown, nor what a crash left, nor what a killed optimisation left."""
@@ -439,6 +440,7 @@ def die_making_a_store(path: Path, target: str) -> None:
 class TestKilledAtNamedPoints:
     """A creation writes durably 1 the proof, 2 the registry, 3 the state; a drop 1 the proof, 2 the registry."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("target", "after", "call", "there"),
         [
@@ -487,6 +489,7 @@ class TestKilledAtNamedPoints:
             assert store.count("live") == N
         assert entries(tmp_path) == ["c", "kept"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("target", "after", "call", "there"),
         [
@@ -626,6 +629,7 @@ def damage(draw: random.Random, path: Path, older: bytes) -> tuple[str, Callable
 
 
 class TestKilledAndDamagedAtRandom:
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(16))
     def test_what_was_done_is_there_and_nothing_is_deleted_without_proof(
         self, processes: ForkServerContext, tmp_path: Path, seed: int

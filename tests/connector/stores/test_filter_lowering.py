@@ -14,6 +14,7 @@ from tests.support.store_contract import ids
 N = 20
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(random_filters.filters(N))
 def test_a_rewritten_filter_means_the_same(filter: models.Filter) -> None:

@@ -337,6 +337,7 @@ class TestPushing:
             world.push(embedding_set, datatype="float16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

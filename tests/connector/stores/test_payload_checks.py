@@ -29,6 +29,7 @@ def drifted(value: Any, units: int) -> Any:
     return [drifted(inner, units) for inner in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 @given(VALUES, st.integers(0, 20))
 def test_floats_that_drifted_in_a_store_are_the_same_at_any_depth(value: Any, units: int) -> None:
     assert same_stored(value, drifted(json.loads(json.dumps(value)), units))
@@ -74,6 +75,7 @@ def test_a_change_that_people_make_is_seen() -> None:
         assert not same_stored({"x": [value]}, {"x": [other]})
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_what_json_can_write_and_the_engine_keeps_is_no_fault(payload: dict[str, Any]) -> None:
     assert payload_fault(payload) is None

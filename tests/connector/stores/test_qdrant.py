@@ -118,6 +118,7 @@ def test_answers_become_exceptions(server: CannedServer, store: QdrantStore, fai
     assert len(server.requests) == requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", sorted(FAILURES.keys() - {"not found"}))
 def test_connecting_to_them_fails_alike(server: CannedServer, failure: str) -> None:
     status, headers, body, expected, requests, message = FAILURES[failure]
@@ -306,6 +307,7 @@ def raising(error: Exception) -> Callable[[], None]:
     return operation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*UPSTREAM, *TRANSPORT])
 def test_every_exception_of_the_client_is_translated(connection: Connection, kind: type[Exception]) -> None:
     error = instances(kind)
@@ -353,6 +355,7 @@ def test_there_are_exceptions_to_translate() -> None:
     assert {kind.__name__ for kind in GRPC} >= {"RpcError", "FutureTimeoutError"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [
@@ -385,6 +388,7 @@ def test_every_wait_that_a_server_asks_for_can_be_waited(
     assert len(server.requests) == ATTEMPTS
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
 def test_no_retry_after_is_beyond_reason(header: str) -> None:
     def answered() -> None:

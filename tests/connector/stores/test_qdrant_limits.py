@@ -111,6 +111,7 @@ def test_a_limit_is_learned_from_the_first_refusal_and_obeyed(
     assert second <= first
 
 
+@pytest.mark.slow
 def test_all_limits_at_once(server: StrictServer, store: QdrantStore) -> None:
     server.strict = StrictMode(
         max_query_limit=3,

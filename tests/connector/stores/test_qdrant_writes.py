@@ -26,6 +26,7 @@ def some_points(payloads: list[dict[str, Any]], number: float = 0.1, dtype: Any 
     return Points("v", ["7", *ids(len(payloads))][: len(payloads)], vectors, payloads)
 
 
+@pytest.mark.slow
 @given(PAYLOADS, FLOAT32)
 def test_a_message_is_the_one_that_the_client_makes(payloads: list[dict[str, Any]], number: float) -> None:
     points = some_points(payloads, number)
@@ -37,6 +38,7 @@ def test_a_message_is_the_one_that_the_client_makes(payloads: list[dict[str, Any
     assert grpc_request(points) == expected
 
 
+@pytest.mark.slow
 @given(PAYLOADS, FLOAT32)
 def test_a_body_holds_what_was_given(payloads: list[dict[str, Any]], number: float) -> None:
     points = some_points(payloads, number)

@@ -68,6 +68,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SLOW)
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_an_answer_that_comes_byte_by_byte_ends_at_the_timeout(tmp_path: Path, what: str, encrypted: bool) -> None:
