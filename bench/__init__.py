@@ -11,7 +11,7 @@
 3. Raise `LeftOut` where something is missing that the row needs. `bench.server.server` does so without a Qdrant server.
 4. Say in `asked` what both sides are asked, settings included. Add what is known only once both are set up, as an
    `hnsw_ef` that was tuned, as the `note` of `Sides`.
-5. The row of `size` should take a minute at most on two cores; `make bench` takes 15 minutes.
+5. The row of `size` should take a minute at most on two cores; `make bench` takes twenty minutes.
 
     ROWS = (
         Row(

@@ -79,7 +79,7 @@ def test_the_makefile_starts_stops_and_tests_them() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^up:\n\tdocker compose up --detach --wait$", makefile, re.MULTILINE)
     assert re.search(r"^down:\n\tdocker compose down$", makefile, re.MULTILINE)
-    assert re.search(r"^live:.*\n\t.*pytest tests -m live", makefile, re.MULTILINE)
+    assert re.search(r"^live:.*\n\t\$\(PYTEST\) tests -m live$", makefile, re.MULTILINE)
 
 
 @pytest.fixture
