@@ -144,7 +144,9 @@ class ReleaseOpener:
         for row in self._rows_of(name):
             if before:
                 columns = ("state", "settings", "drop_begun_at", "dropped_at")
-                self.provenance.releases.change(row, **{column: getattr(before[0], column) for column in columns})
+                changed = {c: getattr(before[0], c) for c in columns if getattr(row, c) != getattr(before[0], c)}
+                if changed:  # otherwise a release would be live since now
+                    self.provenance.releases.change(row, **changed)
             elif existed or name not in self.store.collections():
                 self.provenance.releases.delete(row.id)
 

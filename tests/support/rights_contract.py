@@ -279,6 +279,16 @@ class RightsContract:
                 assert push(house, home).counts["written"] == 2  # the pair that is new
             assert house.world.store.aliases()[alias] == live(house)
 
+    def test_a_further_index_takes_the_right_to_write_and_not_to_points_alone(self, house: House) -> None:
+        layout = {**house.guarded.layout, "payload_indexes": {"number": "integer"}}
+        before = house.everything()
+        with house.home(house.scoped("prw")) as home, raises(AccessDeniedError, code="access-denied"):
+            push(house, home, layout=layout)
+        assert house.everything() == before
+        with house.home(house.scoped("rw")) as home:
+            (release,) = push(house, home, layout=layout).value
+        assert release.indexes["number"] == "integer"
+
     @pytest.mark.parametrize("shown", [False, True])
     def test_that_the_alias_was_not_compared_is_said_by_every_command_that_compares(
         self, house: House, shown: bool
