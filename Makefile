@@ -1,5 +1,5 @@
 # make demo   the whole way once on real images, in ./demo-home
-# make test   what reaches every branch;  make lint  style, imports and types;  make bench  the figures
+# make test   the tests but the slow ones;  make lint  style, imports and types;  make bench  the figures
 # make test-all  every test, but most of make cluster: before a release
 # make coverage  every test, and which lines and branches none of them reaches
 # make up     Qdrant and PostgreSQL in Docker, with QDRANT_API_KEY and POSTGRES_PASSWORD;  make down  stops them

@@ -211,8 +211,8 @@ def print_recalls(card: "AlignmentCard") -> None:
         print_table(shown, "held-out items alone, under other metrics")
     if any(row["about"] == "seen" for row in estimates):
         show(
-            "Queries about seen items are paraphrases of a sample. An audit asks about all of them, and with other "
-            "captions where there are enough, so its figures differ."
+            "Queries about seen items are paraphrases of a sample. An audit draws its own, and asks with other captions "
+            "where there are enough, so its figures differ."
         )
     if not estimates:  # of an older modalign
         rows = [

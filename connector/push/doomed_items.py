@@ -10,7 +10,7 @@ from alignment.plurals import counted
 from connector.errors import FilterError, SettingsError
 from connector.provenance.tables import ReleaseRow
 from connector.releases.payload_fields import missing_in_words, unlike_in_words
-from connector.releases.points import CAPTION_KEY, Item, images_of, item_of, point_id
+from connector.releases.points import CAPTION_KEY, Item, image_keys, item_of, point_id
 from connector.stores.contract import Store
 from connector.stores.payload_kinds import check_kinds, fields_of
 
@@ -145,7 +145,7 @@ def say_texts_that_stay(rows: Sequence[ReleaseRow], items: Collection[Item], sto
     for row in [row for row in rows if row.state != "retired"][:1]:
         for texts in _texts_beside(row, items, store):
             images: dict[str, list[Item]] = {
-                text: [("image", key) for key in images_of(text)] for text in texts if ("text", text) not in items
+                text: [("image", key) for key in image_keys(text)] for text in texts if ("text", text) not in items
             }
             there = stored_items([row], store, {image for named in images.values() for image in named})
             for text, named in images.items():

@@ -65,10 +65,10 @@ class Projected:
         return replace(self, rows=self.rows.take(positions), vectors=self.vectors[list(positions)], payloads=payloads)
 
 
-def images_of(text: str) -> list[str]:
+def image_keys(text: str) -> list[str]:
     """Return the keys that the image of a text may have by the text's key, that of which it is a caption first.
 
-    >>> images_of("1F436#0"), images_of("1F436")
+    >>> image_keys("1F436#0"), image_keys("1F436")
     (['1F436', '1F436#0'], ['1F436'])
     """
     return [*dict.fromkeys((CAPTION_KEY.sub("", text), text))]

@@ -163,9 +163,8 @@ def _reconcile(
             report = reconcile(release, store, provenance, advance=advance, **options)
         if unclaimed:
             report.settings.append(unclaimed)
-            if (
-                repair is not None and claim_fault(provenance, store, row) is None
-            ):  # the key may not allow to restore it
+            # The key may not allow to restore it.
+            if repair is not None and claim_fault(provenance, store, row) is None:
                 repair.counts["restored"] += 1
     except (StoreUnavailableError, StoreBusyError, AccessDeniedError, ProvenanceError):  # not the fault of the release
         raise

@@ -21,7 +21,7 @@ from alignment.modality import Modality
 from connector.errors import StrangePointError
 from connector.releases.aligned_payload import without_aligned
 from connector.releases.fusion import Fusion, Standard
-from connector.releases.points import FITTED, images_of, point_id
+from connector.releases.points import FITTED, image_keys, point_id
 from connector.search.candidates import QUERIES_AT_ONCE, CandidateSearch, RankedHits, ScoredHit
 from connector.stores.points import Payload, Record
 
@@ -180,7 +180,7 @@ class ItemSearch:
         captions = {item.group: item.points["text"].id for item in items if "text" in item.points}
         records = self._records([*images.values(), *captions.values()])
         own = {
-            group: [point_id("image", key) for key in images_of(str(records[caption].payload.get("key")))]
+            group: [point_id("image", key) for key in image_keys(str(records[caption].payload.get("key")))]
             for group, caption in captions.items()
             if group not in images and caption in records
         }
