@@ -20,7 +20,7 @@ from connector.provenance.tables import ReleaseRow, now
 from connector.push.release_writer import ReleaseWriter
 from connector.releases.aliases import goes_live, physical_name
 from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
-from connector.releases.layouts import complete, inherited, merged, payload_metadata, read_back
+from connector.releases.layouts import complete, filters_that_end, inherited, merged, payload_metadata, read_back
 from connector.releases.payload_fields import unreadable_in_words
 from connector.releases.recorded_settings import collection_config
 from connector.releases.release import Release, check_alignment, load_release
@@ -305,6 +305,8 @@ class ReleaseOpener:
         """Index further payload fields, as chosen."""
         if not (new := self._new_indexes(row.settings)):
             return
+        for sentence in filters_that_end(self.store, row.physical_name, new):
+            _log.warning("payload index: %s", sentence)
         for field, kind in new.items():
             self.store.add_payload_index(row.physical_name, field, kind)
         self._record_indexes(row, new)

@@ -126,6 +126,16 @@ def broken_filters(store: Store, live: ReleaseRow, other: ReleaseRow) -> list[st
     return list(sentences.values())
 
 
+def filters_that_end(store: Store, name: str, added: Mapping[str, PayloadKind]) -> list[str]:
+    """Say which filters find values in a collection until these fields are indexed, over a sample of points."""
+    sample = {record.id: record.payload for record in next(store.scroll(name, page=SAMPLE), [])}
+    sentences = (
+        f"filters on {name} may compare payload field {field} with {test} until it is {_indexed(kind)}, and not after"
+        for field, kind, test in _no_longer_answered(sample, added)
+    )
+    return list(dict.fromkeys(sentences))
+
+
 def _index_changes(
     before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> Iterator[tuple[str, PayloadKind | None, PayloadKind | None]]:

@@ -86,7 +86,7 @@ def _unlike(name: str, field: str, test: str, values: list[Any]) -> str:
     says = f"field {field} of {name} holds {_called(values[0])}, and is compared with {test}, which finds none of them"
     if all(isinstance(value, str) for value in values) and (kind := kind_for(test, values)):
         index = f"--payload-index {field}={kind}"
-        says += f"; all values of a CSV are texts: push into a new collection with {index}, which reads them"
+        says += f"; all values of a CSV are texts: push again with {index}, which reads them"
     return says
 
 

@@ -19,7 +19,13 @@ from alignment.model.projections import Projection
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
-from connector.errors import CollectionNotFoundError, EmptyReleaseError, MismatchError, StoreUnavailableError
+from connector.errors import (
+    CollectionNotFoundError,
+    EmptyReleaseError,
+    FilterError,
+    MismatchError,
+    StoreUnavailableError,
+)
 from connector.push import batches as pushing
 from connector.releases.aliases import alias_name
 from connector.releases.aligned_payload import ALIGNED, unpacked
@@ -29,6 +35,7 @@ from connector.releases.release import Release, open_release
 from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.filters import parse_filter
 from connector.stores.layout import PayloadKind
+from connector.stores.payload_kinds import check_kinds
 from connector.stores.points import Points
 from tests.support.errors import raises
 from tests.support.world import (
@@ -530,6 +537,18 @@ class TestTexts:
             assert self.found(world, release, condition) == expected
         assert reconcile(release, world.store, world.provenance, seed=0).consistent
         assert world.push(embedding_set, payload_indexes=self.INDEXES).counts == {"unchanged": len(self.ROWS)}
+
+    def test_filters_that_end_with_a_later_index_are_named(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        embedding_set, whole = self.given(world, [{"n": 4}]), '{"key": "n", "match": {"value": 4}}'
+        (release,) = world.push(embedding_set).releases
+        assert self.found(world, release, whole) == ["0"]
+        (again,) = world.push(embedding_set, payload_indexes={"n": "float"}).releases
+        with raises(FilterError, "n", "float"):  # as a search is refused
+            check_kinds(parse_filter(f'{{"must": [{whole}]}}'), again.indexes)
+        (said,) = [record.getMessage() for record in caplog.records if "until it is indexed" in record.getMessage()]
+        assert "payload field n with a whole number" in said
 
     def test_a_field_without_a_value_of_the_kind_is_not_indexed_later(self, world: World) -> None:
         """It would take the field from every item."""
