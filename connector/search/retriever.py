@@ -119,7 +119,8 @@ class Retriever:
         device: where encoders and learned metrics compute.
         max_pixels: of an image to search with.
         deadline: seconds within which a server has to answer a search, with all requests and retries of it; None: each
-            request is tried for two minutes. Encoding the queries does not count.
+            request is tried for two minutes. Encoding the queries does not count. Looking for the fields of a filter,
+            once each, may take as long again.
         compiled: directory of compiled text encoders; None: models are loaded.
         keeps_encoders: whether an encoder stays for the next query. A process that searches once lets it go before the
             store is read, which needs as much memory.
@@ -319,11 +320,13 @@ class Retriever:
         return self._search(modality, X, k, target=target, by=by, **options)
 
     def _check_answered(self, by: Way, filter: "Filter | None") -> None:
-        """Refuse what the release cannot answer, before a query is encoded: asks the store nothing."""
+        """Refuse what the release cannot answer, and warn of fields that cannot match, before a query is encoded."""
         if by == FUSED:
             self._fusion()
         if filter is not None:
             check_kinds(filter, self.release.indexes)
+            with within(self.deadline):
+                self._look_for_fields(filter)
 
     def _search(
         self,
@@ -342,8 +345,6 @@ class Retriever:
         aligned = self.release.alignment.project(modality, X)
         options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
         with within(self.deadline):
-            if filter is not None:
-                self._look_for_fields(filter)
             if by != IMAGE:
                 return self._search_items(aligned, k, by, **options)
             ranked = self._candidates.search(target, aligned, k, **options)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.errors import FilterError, StrangePointError
+from connector.errors import EncoderError, FilterError, StrangePointError
 from connector.push.delete import Deletion
 from connector.releases import payload_fields
 from connector.releases.payload_fields import missing_in_words
@@ -75,6 +75,16 @@ def test_a_search_warns_once_of_a_field_that_no_item_has(
             retriever.search_embeddings("text", X, encoder=encoder, filter=parse_filter(equals(field, '"red"')))
     (record,) = caplog.records
     assert "colour" in record.getMessage()
+
+
+def test_it_warns_before_an_encoder_is_loaded(
+    world: World, coloured: EmbeddingSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.push(coloured)
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION)
+    with caplog.at_level(logging.WARNING), pytest.raises(EncoderError):  # the world has vectors and no encoder
+        retriever.search_texts(["red"], filter=parse_filter(equals('"colour"', '"red"')))
+    assert "colour" in caplog.text
 
 
 OLD = '{"must": [{"key": "year", "range": {"lt": 2000}}]}'
