@@ -1,4 +1,4 @@
-"""What is shown while a command works, on stderr: lines, and progress as a bar on a terminal or as lines elsewhere."""
+"""What is told while a command works: log records, which the command line shows on stderr, and bars on a terminal."""
 
 import logging
 import sys
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[int], None]
+
+_log = logging.getLogger(__name__)
 
 _shown: "list[Progress | None]" = []  # the progress that goes on: its bars, or None where it is shown as lines
 
@@ -52,16 +54,17 @@ def show_logs() -> None:
 
 @contextmanager
 def progress(what: str, total: int | None, unit: str = "item") -> Iterator[Advance]:
-    """Show how far `what` has come. The block gets a function to call with the number of units done since.
+    """Tell how far `what` has come. The block gets a function to call with the number of units done since.
 
-    Within the block of another it is a further bar while it lasts; as lines it says nothing unless it takes long.
+    Lines are logged; on a terminal on which the command line shows them, a bar takes their place. Within the block of
+    another it is a further bar while it lasts; as lines it says nothing unless it takes long.
 
     A total may turn out to be too small, as of a corpus that grows meanwhile: what is done is never shown as more.
     """
     with ExitStack() as stack:
         if _shown and (bars := _shown[0]):
             yield stack.enter_context(_bar(bars, what, total, stays=False))
-        elif sys.stderr.isatty():
+        elif _on_terminal():
             bars = stack.enter_context(_bars())
             stack.enter_context(_showing(bars))
             yield stack.enter_context(_bar(bars, what, total, stays=True))
@@ -69,6 +72,12 @@ def progress(what: str, total: int | None, unit: str = "item") -> Iterator[Advan
             advance = stack.enter_context(_lines(what, total, unit, brief=bool(_shown)))
             stack.enter_context(_showing(None))
             yield advance
+
+
+def _on_terminal() -> bool:
+    """Whether the command line shows what is logged, and does so on a terminal."""
+    handlers = logging.getLogger("connector").handlers
+    return any(isinstance(handler, StderrHandler) for handler in handlers) and sys.stderr.isatty()
 
 
 @contextmanager
@@ -134,12 +143,12 @@ def _lines(what: str, total: int | None, unit: str, *, brief: bool) -> Iterator[
             shown = moment
             rate = done / (moment - started)
             if total is None or done > total:
-                say(f"{what}: {counted(done, unit)}, {rate:,.1f}/s")
+                _log.info("%s: %s, %s/s", what, counted(done, unit), f"{rate:,.1f}")
             else:
                 left = f", {(total - done) / rate:,.0f} s left" if rate else ""
-                say(f"{what}: {done:,} of {counted(total, unit)}, {rate:,.1f}/s{left}")
+                _log.info("%s: %s of %s, %s/s%s", what, f"{done:,}", counted(total, unit), f"{rate:,.1f}", left)
 
     yield advance
     elapsed = time.monotonic() - started
     if not brief or shown > started:
-        say(f"{what}: {counted(done, unit)} in {elapsed:.1f} s")
+        _log.info("%s: %s in %.1f s", what, counted(done, unit), elapsed)

@@ -1,6 +1,7 @@
 """The demo: from corpus to audit on 1,914 emoji, with pretrained encoders and without a server."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from connector.audits.kinds import KINDS
 from connector.audits.result import Audit
 from connector.errors import MismatchError, SettingsError
 from connector.home import Home
-from connector.progress import progress, say
+from connector.progress import progress
 from connector.provenance.database import upgrade
 from connector.releases.release import DEFAULT_METRIC
 from connector.reports.audit_page import recall_tiles
 from connector.reports.contact_sheet import Answered, Link, RightAnswer, write_contact_sheet
 from connector.requests import AuditRequest, EncodeRequest, FitRequest, PushRequest
 from connector.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 NAME = "emoji"
 PIXELS = 224
@@ -82,14 +85,14 @@ def run_demo(settings: Settings) -> Demo:
     if is_remote(settings.home):
         raise SettingsError(f"home {settings.home}: expected a directory, because the demo renders pictures into it")
     started = time.monotonic()
-    say(f"1. A home for embedding sets, alignments and both databases: {settings.home}")
+    _log.info("1. A home for embedding sets, alignments and both databases: %s", settings.home)
     upgrade(settings.database_url)
-    say("2. A corpus: OpenMoji pictures (CC BY-SA 4.0) with their Unicode names as captions")
+    _log.info("2. A corpus: OpenMoji pictures (CC BY-SA 4.0) with their Unicode names as captions")
     manifest = write_emoji(settings.home / "corpora" / NAME)
     with Home(settings) as home:
-        say(f"3. Encode it once: images with {ENCODERS['image']}, captions with {ENCODERS['text']}")
+        _log.info("3. Encode it once: images with %s, captions with %s", ENCODERS["image"], ENCODERS["text"])
         embedding_set = home.encode(EncodeRequest(corpus=manifest, set=NAME, encoders=ENCODERS)).value
-        say("4. Fit an alignment on three quarters of the pairs; the rest is held out")
+        _log.info("4. Fit an alignment on three quarters of the pairs; the rest is held out")
         if not settings.alignment_path(NAME).exists():
             home.fit(FitRequest(sets=[NAME], alignment=NAME, metrics=SERVED))
         alignment = home.alignment(NAME)
@@ -97,10 +100,10 @@ def run_demo(settings: Settings) -> Demo:
             raise MismatchError(
                 f"the alignment in {settings.home} was fitted on another {NAME} set; name another one with --home"
             )
-        say(f"5. Push into Qdrant, one collection per metric: {', '.join(SERVED)}")
+        _log.info("5. Push into Qdrant, one collection per metric: %s", ", ".join(SERVED))
         layout = {"indexing_threshold": INDEXING_THRESHOLD}
         home.push(PushRequest(set=NAME, into=NAME, alignment=NAME, metrics=SERVED, layout=layout))
-        say("6. Audit every release against the labels of the held-out pairs")
+        _log.info("6. Audit every release against the labels of the held-out pairs")
         report = settings.home / "reports" / f"audit-{DEFAULT_METRIC}.html"
         audits = {
             metric: home.audit(
@@ -110,7 +113,7 @@ def run_demo(settings: Settings) -> Demo:
             ).value[0]
             for metric in SERVED
         }
-        say("7. Search in both directions, with held-out captions and pictures")
+        _log.info("7. Search in both directions, with held-out captions and pictures")
         page = settings.home / "demo.html"
         answers = _answers(home, embedding_set, alignment.card.hold_out)
         subtitle = (

@@ -1,14 +1,38 @@
 """Progress as lines and as a bar: never beyond its total, and one of something is no plural."""
 
 import io
+import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from connector import progress as progressing
-from connector.progress import progress
+from connector.progress import progress, show_logs
+
+
+@pytest.fixture
+def command_line() -> Iterator[None]:
+    """What a library logs is shown, as commands show it."""
+    loggers = [logging.getLogger(name) for name in ("alignment", "connector")]
+    before = [(logger.handlers, logger.level) for logger in loggers]
+    show_logs()
+    yield
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.level = handlers, level
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_program_of_somebody_elses_is_told_by_logging_alone(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with caplog.at_level(logging.INFO, "connector"), progress("push", 3, "row") as advance:
+        advance(3)
+    assert stderr.getvalue() == ""
+    assert "push: 3 rows in " in caplog.text
 
 
 class Terminal(io.StringIO):
@@ -16,6 +40,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.usefixtures("command_line")
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal], ids=["lines", "bar"])
 @pytest.mark.parametrize("steps", [[3, 4], [7, 1, 5], [12]])
 def test_what_is_done_is_never_more_than_the_total(
@@ -35,6 +60,7 @@ def test_what_is_done_is_never_more_than_the_total(
     assert str(sum(steps)) in stderr.getvalue()
 
 
+@pytest.mark.usefixtures("command_line")
 def test_one_is_no_plural(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -44,6 +70,7 @@ def test_one_is_no_plural(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stream.getvalue().splitlines()[-1].startswith(f"audit: {words} in ")
 
 
+@pytest.mark.usefixtures("command_line")
 def test_progress_within_another_is_a_bar_below_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = Terminal()
     monkeypatch.setattr(sys, "stderr", stderr)
@@ -59,6 +86,7 @@ def test_progress_within_another_is_a_bar_below_while_it_lasts(monkeypatch: pyte
     assert "audit" in stderr.getvalue().splitlines()[-2]
 
 
+@pytest.mark.usefixtures("command_line")
 @pytest.mark.parametrize(("seconds", "said"), [(1e9, []), (0.0, ["read: 5 points, ", "read: 5 points in "])])
 def test_progress_within_another_says_nothing_unless_it_takes_long(
     seconds: float, said: list[str], monkeypatch: pytest.MonkeyPatch
