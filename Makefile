@@ -34,6 +34,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/deptry .
+	$(BIN)/deptry . --exclude '\.venv|\.git' --ignore DEP002,DEP004  # by default it leaves tests out
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev

@@ -1,6 +1,7 @@
 """From a spec to its encoder: which there are, what is refused, and one load however many threads ask."""
 
 import gc
+import importlib
 import logging
 import socket
 import sys
@@ -135,9 +136,12 @@ class Plugin(FakeImageEncoder):
     scheme = "plugin"
 
 
+NOT_INSTALLED = "no_such_package"
+
+
 class MissingPackage(FakeImageEncoder):
     def __init__(self, name: str, device: torch.device) -> None:
-        import no_such_package  # type: ignore[import-not-found]  # noqa: F401
+        importlib.import_module(NOT_INSTALLED)
 
 
 def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
