@@ -120,12 +120,8 @@ def test_without_reference_queries_it_says_how_to_get_them(rng: np.random.Genera
         lambda: metric.lower(8).item(vectors(rng, 2)),
     ]
     for call in calls:
-        with pytest.raises(MetricError) as caught:
+        with raises(MetricError, "`modalign fit --metric 'dot+nnn(k=128,alpha=0.75)'`"):
             call()
-        assert str(caught.value) == (
-            "the alignment holds no parameters for metric dot+nnn(k=128,alpha=0.75); "
-            "fit one with `modalign fit --metric 'dot+nnn(k=128,alpha=0.75)'`"
-        )
 
 
 @pytest.mark.parametrize(("rows", "sound"), [(0, False), (127, False), (128, True), (129, True)])
@@ -134,11 +130,8 @@ def test_fewer_reference_queries_than_count_are_refused(rows: int, sound: bool, 
     if sound:
         assert np.isfinite(Nnn(Dot()).bind(weights, items="image").score(vectors(rng, 2), vectors(rng, 2))).all()
         return
-    with pytest.raises(MetricError) as caught:
+    with raises(MetricError, "dot+nnn(k=128,alpha=0.75)", f"{rows} reference queries"):
         Nnn(Dot()).bind(weights, items="image")
-    assert str(caught.value) == (
-        f"metric dot+nnn(k=128,alpha=0.75): the alignment holds {rows} reference queries, choose a lower k"
-    )
 
 
 def test_it_stands_on_metrics_that_lower_to_dot_and_not_on_itself() -> None:
