@@ -54,25 +54,13 @@ class Reason(StrEnum):
     PAYLOAD_NOT_UNICODE = "payload-not-unicode", "The payload holds text that is not valid Unicode."
     PAYLOAD_NOT_FINITE = "payload-not-finite", "The payload holds NaN or infinity."
     PAYLOAD_INTEGER_TOO_LARGE = "payload-integer-too-large", "The payload holds an integer beyond 64 bits."
-    PAYLOAD_NOT_KEYWORD = (
-        "payload-not-keyword",
-        "A field indexed as keyword holds something else than texts; its item is kept.",
-    )
+    PAYLOAD_NOT_KEYWORD = "payload-not-keyword", "A field indexed as keyword is no text; its item is kept."
     PAYLOAD_NOT_INTEGER = "payload-not-integer", "A field indexed as integer holds something else; its item is kept."
     PAYLOAD_NOT_FLOAT = "payload-not-float", "A field indexed as float holds something else; its item is kept."
-    PAYLOAD_NOT_BOOL = (
-        "payload-not-bool",
-        "A field indexed as bool holds something else than true and false; its item is kept.",
-    )
-    PAYLOAD_NOT_DATETIME = (
-        "payload-not-datetime",
-        "A field indexed as datetime holds something else, or no valid time; its item is kept.",
-    )
+    PAYLOAD_NOT_BOOL = "payload-not-bool", "A field indexed as bool is neither true nor false; its item is kept."
+    PAYLOAD_NOT_DATETIME = "payload-not-datetime", "A field indexed as datetime is no valid time; its item is kept."
     PAYLOAD_NOT_UUID = "payload-not-uuid", "A field indexed as uuid holds something else; its item is kept."
-    PAYLOAD_NOT_GEO = (
-        "payload-not-geo",
-        "A field indexed as geo holds no place with lon and lat in degrees; its item is kept.",
-    )
+    PAYLOAD_NOT_GEO = "payload-not-geo", "A field indexed as geo is no place; its item is kept."
     PAYLOAD_NOT_TEXT = "payload-not-text", "A field indexed as text holds something else; its item is kept."
 
     # folders and archives
