@@ -92,7 +92,7 @@ class QdrantStore(Store):
             uploads: how many requests of one batch are under way at once.
 
         Raises:
-            SettingsError: the URL, the key or the file cannot be meant.
+            SettingsError: the URL, the key or the file is not a valid one.
             StoreUnavailableError: the server cannot be reached.
             StoreError: it refuses the key, has another version than is needed, or is no Qdrant.
         """
