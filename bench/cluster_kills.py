@@ -40,9 +40,9 @@ ASKED = (
     "points, rows and vectors of the set, points in the ledger, and rejects of the last run."
 )
 
-ITEMS, MACHINES = 20_000, 3
+ITEMS, MACHINES = 100_000, 3
 MACHINE_KILLS, DRIVER_KILLS = 20, 5
-ITEM_SECONDS = 0.1
+ITEM_SECONDS = 0.02
 BETWEEN_KILLS = (0.01, 0.03)  # share of the items that is encoded between two kills
 UNIT_BYTES = 1 << 14  # some 200 rows
 SEED = 0

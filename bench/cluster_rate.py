@@ -31,7 +31,7 @@ ASKED = (
     "workers from then on, so that what else the machine does matters less."
 )
 
-ITEMS, WORKERS = 4_000, 4
+ITEMS, WORKERS = 100_000, 4
 SPEC = "bench.cluster_rate:Timed"
 TIMES = "BENCH_ENCODER_TIMES"  # environment variable: a directory
 

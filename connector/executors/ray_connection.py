@@ -3,12 +3,13 @@
 import logging
 import os
 import shutil
+import signal
 import socket
 import sysconfig
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -118,9 +119,21 @@ class Head:
                 return
 
 
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this program does at SIGTERM while it connects: Ray would have it abort with a stack trace."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # another thread than the main one may not
+            signal.signal(signal.SIGTERM, before)
+
+
 def _start(count: int) -> Any:
     try:
-        return ray.init(address="local", num_cpus=count, include_dashboard=False, **QUIET)
+        with _own_sigterm():
+            return ray.init(address="local", num_cpus=count, include_dashboard=False, **QUIET)
     except Exception as error:
         if type(error) is not Exception:  # what Ray raises where its processes do not come up in time is of no kind
             raise
@@ -167,7 +180,8 @@ def _cluster(placement: Placement, modules: Iterable[str]) -> Iterator[None]:
 def _init(address: str, runtime_env: dict[str, Any] | None) -> None:
     for attempt in range(1, CONNECT_ATTEMPTS + 1):
         try:
-            ray.init(address=address, runtime_env=runtime_env, **QUIET)
+            with _own_sigterm():
+                ray.init(address=address, runtime_env=runtime_env, **QUIET)
             return
         except ConnectionAbortedError:  # a busy head starts a client's process too slowly
             if attempt == CONNECT_ATTEMPTS:

@@ -125,12 +125,16 @@ class TestOwnProcesses:
         assert "raylet" not in out + err.partition("Traceback")[0]
         assert not Path(session.partition("=")[2]).exists()
 
-    def test_a_driver_that_is_killed_leaves_nothing_that_works_or_answers(self) -> None:
+    @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+    def test_a_driver_that_is_ended_leaves_nothing_that_works_or_answers(self, by: signal.Signals) -> None:
         with driver("local:1") as process:
             assert first_line(process).split()[0] == "0"
             assert len(processes_of(process.pid)) > 3
-            process.kill()
+            process.send_signal(by)
             wait_until_gone(process.pid, but="Agent")  # these end by themselves, within a minute
+            assert process.wait() == -by
+            assert process.stderr
+            assert "SIGTERM" not in process.stderr.read()  # Ray's stack trace
 
 
 class TestCluster:
