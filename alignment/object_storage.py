@@ -40,7 +40,7 @@ _QUERY = re.compile(r"\?.*=", re.DOTALL)
 _VERSION = re.compile(r"[^?]*\?(versionId|versionid|generation|snapshot)=[^&]*", re.DOTALL)
 
 
-class Status(NamedTuple):
+class ObjectStatus(NamedTuple):
     """What the storage says of a name: the size of the object in bytes, and when it was written; 0: it does not say."""
 
     st_size: int
@@ -117,7 +117,7 @@ class RemotePath:
 
     scheme: str
     key: PurePosixPath
-    listed: Status | None = field(default=None, compare=False)
+    listed: ObjectStatus | None = field(default=None, compare=False)
     entries: "tuple[RemotePath, ...] | None" = field(default=None, compare=False)
 
     @classmethod
@@ -234,13 +234,13 @@ class RemotePath:
         """No object is a link."""
         return False
 
-    def stat(self) -> Status:
+    def stat(self) -> ObjectStatus:
         """Return what is known of the object; raises a `FileNotFoundError` if there is none."""
         if (status := self._status()) is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self))
         return status
 
-    def _status(self) -> Status | None:
+    def _status(self) -> ObjectStatus | None:
         if self.listed is not None:
             return self.listed
         try:
@@ -445,9 +445,9 @@ def check_reachable(path: Path) -> None:
         raise denied(path, "read") from error
 
 
-def _status_of(entry: Any) -> Status:
+def _status_of(entry: Any) -> ObjectStatus:
     if entry["type"] == "directory":
-        return Status(0, 0, is_directory=True)
+        return ObjectStatus(0, 0, is_directory=True)
     moments = (entry.get(name) for name in ("LastModified", "last_modified", "mtime", "updated", "created"))
     written = next((moment for moment in moments if isinstance(moment, datetime)), None)
-    return Status(int(entry["size"] or 0), int(written.timestamp() * 1e9) if written else 0, is_directory=False)
+    return ObjectStatus(int(entry["size"] or 0), int(written.timestamp() * 1e9) if written else 0, is_directory=False)

@@ -104,16 +104,16 @@ class CaptionBaseline:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredCaptions:
     """Captions or paraphrases of them, n rows, and what each finds."""
 
     rows: Rows
     answers: Sequence[Answer]
 
-    def where(self, chosen: npt.NDArray[np.bool_]) -> "Answered":
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "AnsweredCaptions":
         """Keep the queries where `chosen` (n,) is true."""
         numbers = np.flatnonzero(chosen).tolist()
-        return Answered(self.rows.take(numbers), [self.answers[number] for number in numbers])
+        return AnsweredCaptions(self.rows.take(numbers), [self.answers[number] for number in numbers])
 
     @property
     def captioned(self) -> npt.NDArray[np.bool_]:
@@ -154,13 +154,13 @@ def _chosen(rows: Rows, seed: int) -> list[int]:
     return list(dict.fromkeys([*several, *by_draw]))[:QUERIES]
 
 
-def _ask(subject: AuditSubject, fusion: Fusion, rows: Rows) -> Answered:
+def _ask(subject: AuditSubject, fusion: Fusion, rows: Rows) -> AnsweredCaptions:
     answers = []
     for number in range(len(rows)):
         subject.limiter(1)
         answers.append(ask(subject.candidates, fusion, rows.take([number]), consistent=subject.consistent))
         subject.advance(1)
-    return Answered(rows, answers)
+    return AnsweredCaptions(rows, answers)
 
 
 def _share_with_captions(subject: AuditSubject) -> float:
@@ -181,7 +181,9 @@ def _share_with_captions(subject: AuditSubject) -> float:
     return float(np.mean([group in captioned for group in groups]))
 
 
-def summarise(own: Answered, moved: Answered, fusion: Fusion, plan: AuditPlan, share: float) -> CaptionBaseline:
+def summarise(
+    own: AnsweredCaptions, moved: AnsweredCaptions, fusion: Fusion, plan: AuditPlan, share: float
+) -> CaptionBaseline:
     """Return what the answers mean in a collection where this share of images has captions.
 
     Args:
@@ -235,7 +237,7 @@ class _Outcomes:
     seed: int
 
     @classmethod
-    def of(cls, answered: Answered, fusion: Fusion, seed: int) -> Self:
+    def of(cls, answered: AnsweredCaptions, fusion: Fusion, seed: int) -> Self:
         """Rank the items of queries."""
         (codes,) = group_codes(answered.rows.groups)
         ranks = {

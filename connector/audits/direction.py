@@ -8,7 +8,7 @@ import numpy as np
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Floats, recall
-from connector.audits.galleries import Folds, QuerySet
+from connector.audits.galleries import BenchmarkFolds, QuerySet
 from connector.audits.measure import Measurement, QueryOutcomes
 from connector.audits.measures import MEASURES, chance_recall, names_of
 from connector.audits.query_run import Place, QueryRun, Results
@@ -109,7 +109,7 @@ def _in_gallery(run: QueryRun, query_set: QuerySet) -> dict[int, StageResults]:
     for part in range(gallery.parts()):
         chosen = np.flatnonzero(query_set.parts == part)
         stage = replace(subject.stages[-1], condition=gallery.condition(part))
-        ids = len(gallery.ids[part]) if isinstance(gallery, Folds) else 0
+        ids = len(gallery.ids[part]) if isinstance(gallery, BenchmarkFolds) else 0
         groups = [query_set.rows.groups[row] for row in chosen]
         results = run.runner.run(stage, run.aligned[chosen], groups, counts[chosen], ids=ids, advance=subject.advance)
         parts.append((chosen, results))

@@ -95,7 +95,7 @@ class HeldOut(Gallery):
 
 
 @dataclass(frozen=True)
-class Folds(Gallery):
+class BenchmarkFolds(Gallery):
     """The folds of a benchmark protocol, by the ids of their points."""
 
     ids: Sequence[Sequence[str]]
@@ -153,7 +153,9 @@ def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality,
         target = OTHER[modality]
         ids = [[point_id(target, rows[target].keys[row]) for row in part] for part in chosen[target]]
         parts = np.repeat(np.arange(len(folds)), [len(part) for part in chosen[modality]])
-        sets[modality] = QuerySet(rows[modality].take(np.concatenate(chosen[modality]).tolist()), parts, Folds(ids))
+        sets[modality] = QuerySet(
+            rows[modality].take(np.concatenate(chosen[modality]).tolist()), parts, BenchmarkFolds(ids)
+        )
     return sets
 
 

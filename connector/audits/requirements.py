@@ -103,7 +103,7 @@ class Requirement:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class UnmetRequirement:
     """A requirement that is not met, and why in words."""
 
     requirement: Requirement
@@ -165,7 +165,7 @@ def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]], re
 
 def failures(
     requirements: Iterable[Requirement], measures: Sequence[Measurement], drifts: Sequence[Drift]
-) -> list[Failure]:
+) -> list[UnmetRequirement]:
     """Return each requirement that is not met, once for each direction; one of nothing measured is not met."""
     result = []
     for requirement in requirements:
@@ -173,9 +173,11 @@ def failures(
         bounded = [value for value in values if requirement.bounds(value.direction, value.part, value.name)]
         if not bounded:
             where = "in both audits" if requirement.is_drop else "in this audit"
-            result.append(Failure(requirement, f"it was not measured {where}", requirement.direction or BOTH, None))
+            result.append(
+                UnmetRequirement(requirement, f"it was not measured {where}", requirement.direction or BOTH, None)
+            )
         result += [
-            Failure(requirement, value.in_words, value.direction, value.value)
+            UnmetRequirement(requirement, value.in_words, value.direction, value.value)
             for value in bounded
             if not holds(value.value, requirement.comparison, requirement.bound)
         ]

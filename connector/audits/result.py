@@ -16,7 +16,7 @@ from connector.audits.kinds import KINDS, NEW_OR_KNOWN, WAYS
 from connector.audits.measure import Measurement
 from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
-from connector.audits.requirements import Failure, Requirement
+from connector.audits.requirements import Requirement, UnmetRequirement
 from connector.audits.seen_unseen_result import SeenUnseenResult
 from connector.audits.stage_summary import StageSummary
 from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, RESCORING, stage_and_stratum
@@ -156,7 +156,7 @@ class Audit:
     verified: int = 0
     drifts: Sequence[Drift] = ()
     worse_than_live: Sequence[Drift] = ()
-    failures: Sequence[Failure] = ()
+    failures: Sequence[UnmetRequirement] = ()
     requirements: Sequence[Requirement] = ()
     number: int = 0
 

@@ -27,7 +27,7 @@ from connector.audits.measures import names_of, of_kinds
 from connector.audits.point_scan import Page
 from connector.audits.query_run import Place, QueryRun, Results
 from connector.audits.reference import Mask, Scores, own_scores, vectors_of
-from connector.audits.seen_unseen_result import CurvePoint, SeenUnseenResult
+from connector.audits.seen_unseen_result import SeenUnseenPoint, SeenUnseenResult
 from connector.audits.stage_summary import StageSummary
 from connector.audits.stages import StageRunner
 from connector.audits.subject import AuditSubject
@@ -180,12 +180,12 @@ class _Exact:
             for kind, scores in part.items():
                 self.scores[kind].join(scores)
 
-    def point(self, offset: float) -> CurvePoint:
+    def point(self, offset: float) -> SeenUnseenPoint:
         """Return what the queries of both kinds find with an offset."""
         ranks = {kind: scores.ranks(offset) for kind, scores in self.scores.items()}
         found = {kind: float(np.isfinite(own).mean()) for kind, own in ranks.items()}
         first = {kind: float((own <= 1).mean()) for kind, own in ranks.items()}
-        return CurvePoint(offset, found[UNSEEN], found[SEEN], first[UNSEEN], first[SEEN])
+        return SeenUnseenPoint(offset, found[UNSEEN], found[SEEN], first[UNSEEN], first[SEEN])
 
 
 class _OffsetCounter:

@@ -11,7 +11,7 @@ from connector.audits.stage_summary import StageSummary
 
 
 @dataclass(frozen=True, slots=True)
-class CurvePoint:
+class SeenUnseenPoint:
     """What exact search finds with one offset of seen items.
 
     Attributes:
@@ -52,7 +52,7 @@ class SeenUnseenResult:
     found_first: Mapping[str, float]
     per_query: Mapping[str, PerQuery]
     curve: SeenUnseenCurve | None
-    points: Sequence[CurvePoint]
+    points: Sequence[SeenUnseenPoint]
 
     @property
     def in_words(self) -> list[str]:

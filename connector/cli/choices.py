@@ -92,7 +92,7 @@ class EncoderSpec(click.ParamType[str]):
         return str(value)
 
 
-class SeenOffset(click.ParamType[float | None]):
+class SeenOffsetShare(click.ParamType[float | None]):
     """A share of the gap as `--seen-offset` takes it; `auto` is None."""
 
     name = "share"
@@ -108,4 +108,4 @@ class SeenOffset(click.ParamType[float | None]):
         return share
 
 
-METRIC, DEVICE, ENCODER, SEEN_OFFSET = MetricName(), DeviceName(), EncoderSpec(), SeenOffset()
+METRIC, DEVICE, ENCODER, SEEN_OFFSET = MetricName(), DeviceName(), EncoderSpec(), SeenOffsetShare()

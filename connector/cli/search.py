@@ -56,7 +56,7 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
     """Search COLLECTION with QUERY: a text, or the path of an image (recognised by its suffix)."""
     request = SearchRequest(**given)
     if page:
-        from connector.reports.contact_sheet import Answered, write_contact_sheet  # loads templates
+        from connector.reports.contact_sheet import AnsweredQuery, write_contact_sheet  # loads templates
         from connector.reports.page_files import claim_page
 
         claim_page(page)
@@ -67,7 +67,7 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
     title = f"under {found.metric}{way}, {result_quality(found)}"
     if page:
         subtitle = f"{len(hits)} best {title}"
-        heading, answers = f"{request.collection}: {request.query}", [Answered(found.query, hits)]
+        heading, answers = f"{request.collection}: {request.query}", [AnsweredQuery(found.query, hits)]
         write_contact_sheet(page, heading, subtitle, answers, max_pixels=home.settings.max_pixels)
         say(f"wrote {page}")
     if as_json:

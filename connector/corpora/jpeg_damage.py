@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 64
 FEWEST_UNITS, MOST_UNITS = 16, 128  # units of blocks in grey that are looked for in the data
 
 
-class Scan(NamedTuple):
+class JpegScan(NamedTuple):
     """A scan: entropy-coded data of an image, and what was declared before it.
 
     Attributes:
@@ -145,7 +145,7 @@ def check_no_lost_block(data: bytes, start: int) -> None:
         raise ValueError(f"the compressed data holds {len(LOST_BLOCK)} zeros or more from byte {start + at} on")
 
 
-def _scans(content: bytes) -> Iterator[Scan]:
+def _scans(content: bytes) -> Iterator[JpegScan]:
     """Yield the scans of the first image; raises a `ValueError` if the file ends before its end mark."""
     at, kind, frame, interval, tables = 2, 0, b"", 0, dict[int, bytes]()
     while True:
@@ -172,7 +172,7 @@ def _scans(content: bytes) -> Iterator[Scan]:
         elif marker == SCAN:
             if (end := SCAN_END.search(content, at)) is None:
                 raise ValueError("the file ends before its end mark (EOI)")
-            yield Scan(kind, frame, interval, tables, segment, at, end.start())
+            yield JpegScan(kind, frame, interval, tables, segment, at, end.start())
             at = end.start()
 
 
@@ -197,14 +197,14 @@ def _zero_code(table: bytes) -> str:
     return ""
 
 
-def _restarts(scan: Scan) -> int:
+def _restarts(scan: JpegScan) -> int:
     """Return how many restart marks a scan of the whole image has."""
     (width, height), (unit_width, unit_height) = scan.size, scan.unit
     units = -(-width // unit_width) * -(-height // unit_height)
     return -(-units // scan.interval) - 1
 
 
-def _zeros_are_flat(scan: Scan) -> bool:
+def _zeros_are_flat(scan: JpegScan) -> bool:
     """Whether many zeros in a scan may be a blank area."""
     first, last, approximation = scan.spectrum
     tables = [tables & 0x0F for _, tables in scan.components]

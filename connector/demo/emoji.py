@@ -25,7 +25,7 @@ from connector.progress import progress
 from connector.provenance.database import upgrade
 from connector.releases.release import DEFAULT_METRIC
 from connector.reports.audit_page import recall_tiles
-from connector.reports.contact_sheet import Answered, Link, RightAnswer, write_contact_sheet
+from connector.reports.contact_sheet import AnsweredQuery, Link, RightAnswer, write_contact_sheet
 from connector.requests import AuditRequest, EncodeRequest, FitRequest, PushRequest
 from connector.settings import Settings
 
@@ -179,7 +179,7 @@ def _drawing(drawings: Path, character: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _answers(home: Home, embedding_set: EmbeddingSet, hold_out: HoldOut) -> list[Answered]:
+def _answers(home: Home, embedding_set: EmbeddingSet, hold_out: HoldOut) -> list[AnsweredQuery]:
     """Search with held-out captions and pictures; say of each where its right answer ranks among all items."""
     retriever = home.retriever(NAME)
     answers = []
@@ -192,5 +192,5 @@ def _answers(home: Home, embedding_set: EmbeddingSet, hold_out: HoldOut) -> list
         for group, payload, hits in zip(shown.groups, map(json.loads, shown.payloads), results, strict=True):
             query = Path(payload[field]) if field == "image" else payload[field]
             right = RightAnswer.among(hits, group)
-            answers.append(Answered(query, hits[:SHOWN_HITS], expected=group, right=right))
+            answers.append(AnsweredQuery(query, hits[:SHOWN_HITS], expected=group, right=right))
     return answers

@@ -22,7 +22,7 @@ from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import duplicate
 from connector.encoding.refused_vectors import RefusedVectors
-from connector.encoding.row_sink import RowSink, Shard
+from connector.encoding.row_sink import DurableShard, RowSink
 from connector.encoding.set_index import Gone, SetIndex
 from connector.encoding.staged_units import StagedUnits
 from connector.encoding.truncation import count_truncated, say_truncated
@@ -126,7 +126,7 @@ class Encoding:
         self._executor = executor
         self._device = device
         self._staged = StagedUnits(writer.path)
-        self._written: list[Shard] = []
+        self._written: list[DurableShard] = []
         self._texts_changed = False
         self._met: set[Modality | None] = set()
 
@@ -143,7 +143,7 @@ class Encoding:
     def __exit__(self, *_: object) -> None:
         self._index.close()
 
-    def shards(self, pipeline: Pipeline) -> Generator[Shard, None, None]:
+    def shards(self, pipeline: Pipeline) -> Generator[DurableShard, None, None]:
         """Encode the items that the set does not hold, reading ahead in a stage of `pipeline`.
 
         Raises:
@@ -186,7 +186,7 @@ class Encoding:
             noun = {"image": "image", "text": "caption"}[modality]
             _log.info("left out %s, because no --%s-encoder was given", counted(count, noun), modality)
 
-    def _new_shards(self) -> Iterator[Shard]:
+    def _new_shards(self) -> Iterator[DurableShard]:
         shards = self._written.copy()
         self._written.clear()
         self._texts_changed |= any(shard.modality == "text" for shard in shards)

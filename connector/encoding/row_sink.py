@@ -21,7 +21,7 @@ from connector.rejects import Reason
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class DurableShard:
     """A shard that is durable on disk.
 
     Attributes:
@@ -50,7 +50,7 @@ class RowSink:
     index: SetIndex
     run: Run
     shard_rows: int
-    written: list[Shard]
+    written: list[DurableShard]
     none_truncated: bool
     rows_written: int = 0
     truncated_rows: int | None = 0
@@ -127,7 +127,7 @@ class RowSink:
         joined = Rows.concatenate(self._rows)
         self._rows = []
         shard = self.writer.append(joined)
-        self.written.append(Shard(self.modality, shard, self.index.add(shard, joined)))
+        self.written.append(DurableShard(self.modality, shard, self.index.add(shard, joined)))
         self.rows_written += len(joined)
 
 

@@ -70,7 +70,7 @@ def connected(placement: Placement, modules: Iterable[str] = ()) -> Iterator[Non
         ray._private.worker._worker_logs_enabled = printing
 
 
-class Head:
+class HeadNode:
     """The head of a cluster.
 
     Ray ends the whole process when the head has not answered for a minute, so whether it does is found out here before.

@@ -20,7 +20,7 @@ from connector.errors import ExecutorError, OutOfResourcesError
 from connector.executors import ray_worker
 from connector.executors.contract import ATTEMPTS, Executor, Factory, Failure, Outcome, P, T
 from connector.executors.placement import Placement
-from connector.executors.ray_connection import Head
+from connector.executors.ray_connection import HeadNode
 from connector.executors.ray_failures import (
     RUN_AGAIN,
     job_error,
@@ -127,7 +127,7 @@ class _Job(Generic[T, P]):
         self._queue: deque[_Attempted[T]] = deque()
         self._hired: list[_Hired[T]] = []
         self._room = Room(placement)
-        self._head = Head.of_this_connection()
+        self._head = HeadNode.of_this_connection()
         self._failed_starts = 0
         self._any_ended = False
         self._failed_by: Counter[tuple[str, str]] = Counter()  # tasks, by kind and message of the last failure

@@ -30,7 +30,7 @@ from connector.encoding.encode import SHARD_ROWS, Encoding
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.placement import executor_of
-from connector.encoding.row_sink import Shard
+from connector.encoding.row_sink import DurableShard
 from connector.encoding.unit_encoder import BATCH_ITEMS
 from connector.errors import CorpusError
 from connector.executors.contract import Executor
@@ -234,7 +234,9 @@ class Ingest:
                     ) as encoding,
                     Pipeline() as pipeline,
                 ):
-                    present = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]
+                    present = [
+                        DurableShard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)
+                    ]
                     for shard in chain(present, self._encoded(encoding, pipeline)):
                         # A shard that supersedes rows waits until these are gone: counted twice in the ledger, their
                         # points would seem to have vanished at the next run.
@@ -247,7 +249,7 @@ class Ingest:
                 batches.finish(embedding_set, changed=changed)
         return embedding_set, set_id, encoding.units_error()
 
-    def _encoded(self, encoding: Encoding, pipeline: Pipeline) -> Iterator[Shard]:
+    def _encoded(self, encoding: Encoding, pipeline: Pipeline) -> Iterator[DurableShard]:
         """Yield shards as they become durable: ahead of the writes, unless workers are ahead already.
 
         Their outcomes are waited for in the calling thread, because an interrupt comes there.

@@ -29,7 +29,7 @@ class RightAnswer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredQuery:
     """A query with its hits.
 
     Attributes:
@@ -61,7 +61,7 @@ def write_contact_sheet(
     path: Path,
     title: str,
     subtitle: str,
-    answers: Sequence[Answered],
+    answers: Sequence[AnsweredQuery],
     *,
     tiles: Sequence[Mapping[str, str]] = (),
     links: Sequence[Link] = (),

@@ -17,7 +17,7 @@ WRITTEN_AT_ONCE = 1 << 16  # bytes; the time left is looked at in between
 CONNECTIONS = 100
 
 
-class Deadline(threading.local):
+class RequestDeadline(threading.local):
     """The moment by the monotonic clock at which the request of this thread has to be answered; None: no limit."""
 
     at: float | None = None
@@ -40,7 +40,7 @@ class DeadlineTransport(httpx.BaseTransport):
     """Sends requests of httpx. The time for reading bounds a whole request: connecting, sending and the answer."""
 
     def __init__(self, verify: ssl.SSLContext):
-        self._deadline = Deadline()
+        self._deadline = RequestDeadline()
         self._pool = httpcore.ConnectionPool(
             ssl_context=verify,
             max_connections=CONNECTIONS,
@@ -88,7 +88,7 @@ class _Body(httpx.SyncByteStream):
 
 
 class _Backend(httpcore.NetworkBackend):
-    def __init__(self, deadline: Deadline):
+    def __init__(self, deadline: RequestDeadline):
         self._deadline = deadline
         self._backend = httpcore.SyncBackend()
 
@@ -106,7 +106,7 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline):
+    def __init__(self, stream: httpcore.NetworkStream, deadline: RequestDeadline):
         self._stream, self._deadline = stream, deadline
 
     @override

@@ -23,7 +23,7 @@ from connector.audits.captions import (
     UNCAPTIONED,
     WORDS_OWN,
     WORDS_SHARED,
-    Answered,
+    AnsweredCaptions,
     CaptionBaseline,
     summarise,
 )
@@ -277,7 +277,7 @@ class TestRequirements:
 STANDARDS = Fusion({"image": Standard(0.0, 1.0), "text": Standard(0.0, 1.0)}, 0.75)
 
 
-def answers(image: Sequence[int], caption: Sequence[int | None]) -> Answered:
+def answers(image: Sequence[int], caption: Sequence[int | None]) -> AnsweredCaptions:
     """Queries whose items rank so by image and by caption among 20 others; None: the item has no further caption."""
     made = []
     for by_image, by_caption in zip(image, caption, strict=True):
@@ -292,13 +292,13 @@ def answers(image: Sequence[int], caption: Sequence[int | None]) -> Answered:
             for number in range(20)
         }
         made.append(Answer(own, others, []))
-    return Answered(rows("text", embedded("text", latent(len(made)))), made)
+    return AnsweredCaptions(rows("text", embedded("text", latent(len(made)))), made)
 
 
 NONE = answers([], [])
 
 
-def summed_up(own: Answered, moved: Answered = NONE, share: float = 1.0) -> CaptionBaseline:
+def summed_up(own: AnsweredCaptions, moved: AnsweredCaptions = NONE, share: float = 1.0) -> CaptionBaseline:
     """What the answers say at the lists of an audit."""
     return summarise(own, moved, STANDARDS, AuditPlan(ks=(1, K)), share)
 
@@ -375,7 +375,9 @@ class TestTheMeasuresOfEachWay:
         own = (
             without
             if paraphrased
-            else Answered(rows("text", embedded("text", latent(60))), [*with_captions.answers, *without.answers])
+            else AnsweredCaptions(
+                rows("text", embedded("text", latent(60))), [*with_captions.answers, *without.answers]
+            )
         )
         found = summed_up(own, with_captions if paraphrased else NONE, share)
         measured = {(m.part, m.name): (m.value, m.queries) for m in found.measures}

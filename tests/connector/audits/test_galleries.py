@@ -18,8 +18,8 @@ from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from connector.audits.galleries import (
     NOT_IN_GALLERY,
+    BenchmarkFolds,
     Everything,
-    Folds,
     Gallery,
     HeldOut,
     QuerySet,
@@ -87,7 +87,7 @@ class TestParts:
         galleries: Mapping[str, Gallery] = {
             "everything": Everything(),
             "held-out": HeldOut(),
-            "folds": Folds([ids[:7], ids[20:], [], [ids[10]]]),
+            "folds": BenchmarkFolds([ids[:7], ids[20:], [], [ids[10]]]),
         }
         gallery = galleries[kind]
         records = [r for page in world.store.scroll(release.name, page=9) for r in page if r.id in set(ids)]
@@ -186,7 +186,7 @@ class TestLayOut:
         (release,) = world.push(world.set("s", *benchmark(30))).releases
         for modality, asked in self.laid_out(world, release, protocol="coco-1k", sample=13).items():
             gallery = asked.gallery
-            assert isinstance(gallery, Folds)
+            assert isinstance(gallery, BenchmarkFolds)
             assert [len(ids) for ids in gallery.ids] == [6 if modality == "text" else 30] * 5  # all of it
             assert asked.parts.tolist() == [int(group) // 6 for group in asked.rows.groups]
             assert len(asked) == 13
@@ -261,7 +261,7 @@ class TestByProtocol:
         ]
         for its, modality, keys in searched:
             gallery = its.gallery
-            assert isinstance(gallery, Folds)
+            assert isinstance(gallery, BenchmarkFolds)
             ids = np.array([point_id(modality, key) for key in keys])
             assert [list(part) for part in gallery.ids] == [part.tolist() for part in np.split(ids, protocol.folds)]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from alignment.metrics import Distance, Guarantee, Lowering, Metric, Rescored, parse
 from alignment.retrieval.ranks import RelevantRanks, top_k
 from alignment.vectors import FloatArray, l2_normalize
-from connector.audits.galleries import NOT_IN_GALLERY, Everything, Folds, Gallery, HeldOut, QuerySet
+from connector.audits.galleries import NOT_IN_GALLERY, BenchmarkFolds, Everything, Gallery, HeldOut, QuerySet
 from connector.audits.point_scan import Scan, in_one
 from connector.audits.reference import FEW, NATIVE, Truth, own_scores, truth, vectors_of
 from connector.releases.aligned_payload import ALIGNED, packed
@@ -132,7 +132,7 @@ def case(
     galleries: dict[str, Gallery] = {
         "everything": Everything(),
         "held-out": HeldOut(),
-        "folds": Folds([[ids[i] for i in np.flatnonzero(placed == part)] for part in range(PARTS)]),
+        "folds": BenchmarkFolds([[ids[i] for i in np.flatnonzero(placed == part)] for part in range(PARTS)]),
     }
     parts = rng.integers(galleries[gallery].parts(), size=n)
     vectors = stored(lowering, X)

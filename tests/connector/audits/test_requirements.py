@@ -20,7 +20,7 @@ from connector.audits import auditor
 from connector.audits.baseline import Baseline, Drift, PerQuery
 from connector.audits.kinds import WAYS
 from connector.audits.measure import BOTH, Measurement
-from connector.audits.requirements import Failure, Requirement, check_known, failures
+from connector.audits.requirements import Requirement, UnmetRequirement, check_known, failures
 from connector.audits.result import Audit
 from connector.audits.stages import INDEX
 from connector.errors import RequirementError
@@ -230,7 +230,7 @@ def drift(before: float, after: float, low: float, high: float, *, name: str = "
     return Drift("text-to-image", part, name, 7, change)
 
 
-def failed(text: str, measures: list[Measurement], drifts: list[Drift] | None = None) -> list[Failure]:
+def failed(text: str, measures: list[Measurement], drifts: list[Drift] | None = None) -> list[UnmetRequirement]:
     return failures([Requirement.parse(text)], measures, drifts or [])
 
 

@@ -15,7 +15,7 @@ from typing import Self
 import pytest
 
 from connector.errors import ExecutorError
-from connector.executors.ray_connection import Head
+from connector.executors.ray_connection import HeadNode
 from tests.support.errors import raises
 from tests.support.ray_clusters import RayCluster
 
@@ -164,7 +164,7 @@ class TestHead:
     def test_a_head_that_answers_is_not_lost_and_one_that_does_not_is_an_error(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = f"127.0.0.1:{server.getsockname()[1]}"
-            head = Head(address, every=0.0, patience=0.2)
+            head = HeadNode(address, every=0.0, patience=0.2)
             head.raise_if_lost()
             assert head.answers
         with raises(ExecutorError, code="cluster-lost"):
@@ -177,6 +177,6 @@ class TestHead:
         back = threading.Timer(0.5, lambda: servers.append(socket.create_server(("127.0.0.1", port))))
         servers: list[socket.socket] = []
         back.start()
-        Head(f"127.0.0.1:{port}", every=0.0, patience=30.0).raise_if_lost()
+        HeadNode(f"127.0.0.1:{port}", every=0.0, patience=30.0).raise_if_lost()
         back.join()
         servers[0].close()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from connector.errors import OutputError
-from connector.reports.contact_sheet import Answered, Link, RightAnswer, thumbnail, write_contact_sheet
+from connector.reports.contact_sheet import AnsweredQuery, Link, RightAnswer, thumbnail, write_contact_sheet
 from connector.reports.page_files import THUMBNAIL
 from tests.support.errors import raises
 from tests.support.page_homes import search_hit, write_picture
@@ -19,7 +19,7 @@ from tests.support.pages import Page
 SCRIPT = "<script>alert('\"&')</script>"
 
 
-def written(path: Path, *answers: Answered, title: str = "a title", subtitle: str = "a subtitle") -> Page:
+def written(path: Path, *answers: AnsweredQuery, title: str = "a title", subtitle: str = "a subtitle") -> Page:
     write_contact_sheet(path / "page.html", title, subtitle, answers)
     return Page(path / "page.html")
 
@@ -34,12 +34,12 @@ def test_what_was_asked_and_found_stands_in_it(tmp_path: Path) -> None:
     image = write_picture(tmp_path / "a.png")
     page = written(
         tmp_path,
-        Answered(
+        AnsweredQuery(
             "a red car",
             [search_hit("car", score=0.8751, image=str(image)), search_hit("bus", score=0.5, image=str(image))],
         ),
-        Answered(image, [search_hit("car#0", "text", 0.25, caption="a fast car")]),
-        Answered("nothing like it", []),
+        AnsweredQuery(image, [search_hit("car#0", "text", 0.25, caption="a fast car")]),
+        AnsweredQuery("nothing like it", []),
     )
     for text in ("a title", "a subtitle", "a red car", "car", "bus", "a fast car", "nothing like it", "nothing found"):
         assert text in page.strings
@@ -51,7 +51,7 @@ def test_what_was_asked_and_found_stands_in_it(tmp_path: Path) -> None:
 def test_items_are_called_by_their_captions_and_by_their_keys_where_they_have_none(tmp_path: Path) -> None:
     image = str(write_picture(tmp_path / "a.png"))
     titled = search_hit("1FA77", image=image, caption="a light blue heart")
-    page = written(tmp_path, Answered("q", [titled, search_hit("2764", image=image)]))
+    page = written(tmp_path, AnsweredQuery("q", [titled, search_hit("2764", image=image)]))
     assert "a light blue heart" in page.strings
     assert ("1FA77" in page.strings, "2764" in page.strings) == (False, True)
     assert [attributes["title"] for tag, attributes in page.tags if tag == "li"] == ["1FA77", "2764"]
@@ -59,7 +59,9 @@ def test_items_are_called_by_their_captions_and_by_their_keys_where_they_have_no
 
 def test_a_card_says_the_rank_of_the_right_answer_and_shows_it_behind_the_hits(tmp_path: Path) -> None:
     ranking = [search_hit(str(number))._replace(group=f"g{number}") for number in range(2000)]
-    shown = [Answered("q", ranking[:3], group, RightAnswer.among(ranking, group)) for group in ("g1", "g1233", "none")]
+    shown = [
+        AnsweredQuery("q", ranking[:3], group, RightAnswer.among(ranking, group)) for group in ("g1", "g1233", "none")
+    ]
     page = written(tmp_path, *shown)
     assert [text for text in page.strings if text.startswith("right answer")] == [
         "right answer: #2 of 2,000",
@@ -83,7 +85,7 @@ def test_numbers_and_links_stand_at_the_top(tmp_path: Path) -> None:
 
 def test_what_ranks_a_seen_item_lower_stands_beside_its_score(tmp_path: Path) -> None:
     seen = search_hit("a", score=0.75)._replace(seen_offset=0.125)
-    page = written(tmp_path, Answered("q", [seen, search_hit("b", score=0.5)]))
+    page = written(tmp_path, AnsweredQuery("q", [seen, search_hit("b", score=0.5)]))
     beside = [text for text in page.strings if text.startswith("#")]
     assert beside == ["#1 · 0.7500 − 0.1250 (seen by the fit)", "#2 · 0.5000"]
 
@@ -92,8 +94,8 @@ def test_it_needs_no_network_and_runs_nothing(tmp_path: Path) -> None:
     image = write_picture(tmp_path / "a.png")
     page = written(
         tmp_path,
-        Answered("q", [search_hit("a", image=str(image)), search_hit("b", image="https://example.org/b.png")]),
-        Answered(image, [search_hit("c", "text", caption="c")]),
+        AnsweredQuery("q", [search_hit("a", image=str(image)), search_hit("b", image="https://example.org/b.png")]),
+        AnsweredQuery(image, [search_hit("c", "text", caption="c")]),
     )
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://", html)
@@ -108,8 +110,10 @@ def test_everything_that_came_from_a_corpus_is_escaped(tmp_path: Path) -> None:
     image = write_picture(tmp_path / "a.png")
     page = written(
         tmp_path,
-        Answered(SCRIPT, [search_hit(f'"><img src=x onerror=alert(1)>{SCRIPT}', image=str(image)), search_hit(SCRIPT)]),
-        Answered(tmp_path / f"<b>{SCRIPT.replace('/', '')}", [search_hit("t", "text", caption=SCRIPT)]),
+        AnsweredQuery(
+            SCRIPT, [search_hit(f'"><img src=x onerror=alert(1)>{SCRIPT}', image=str(image)), search_hit(SCRIPT)]
+        ),
+        AnsweredQuery(tmp_path / f"<b>{SCRIPT.replace('/', '')}", [search_hit("t", "text", caption=SCRIPT)]),
         title=SCRIPT,
         subtitle=SCRIPT,
     )
@@ -121,8 +125,8 @@ def test_everything_that_came_from_a_corpus_is_escaped(tmp_path: Path) -> None:
 
 
 def test_the_right_answer_is_marked(tmp_path: Path) -> None:
-    answer = Answered("q", [search_hit("a"), search_hit("b"), search_hit("c")], expected="group of b")
-    page = written(tmp_path, answer, Answered("q", [search_hit("a")]))
+    answer = AnsweredQuery("q", [search_hit("a"), search_hit("b"), search_hit("c")], expected="group of b")
+    page = written(tmp_path, answer, AnsweredQuery("q", [search_hit("a")]))
     assert [attributes.get("class") for tag, attributes in page.tags if tag == "li"] == [None, "right", None, None]
 
 
@@ -131,7 +135,7 @@ def test_a_picture_that_is_gone_is_said_to_be(tmp_path: Path, payload: dict[str,
     (tmp_path / "broken.png").write_bytes(b"broken")
     if payload.get("image") == "broken.png":
         payload = {"image": str(tmp_path / "broken.png")}
-    page = written(tmp_path, Answered("q", [search_hit("key of it", **payload)]))
+    page = written(tmp_path, AnsweredQuery("q", [search_hit("key of it", **payload)]))
     assert page.images() == []
     assert "image file is gone or changed" in page.strings
     assert "key of it" in page.strings
@@ -141,19 +145,19 @@ def test_a_picture_that_is_gone_is_said_to_be(tmp_path: Path, payload: dict[str,
 def test_a_picture_that_is_not_what_was_embedded_stays_off_the_page(tmp_path: Path, sha256: object) -> None:
     """Whoever writes to the collection may name any file of whoever searches it."""
     private = write_picture(tmp_path / "private.png")
-    page = written(tmp_path, Answered("q", [search_hit("a", image=str(private), content_sha256=sha256)]))
+    page = written(tmp_path, AnsweredQuery("q", [search_hit("a", image=str(private), content_sha256=sha256)]))
     assert page.images() == []
     assert "image file is gone or changed" in page.strings
 
 
 def test_a_query_whose_picture_is_gone_is_named(tmp_path: Path) -> None:
-    page = written(tmp_path, Answered(tmp_path / "gone.png", [search_hit("a", "text", caption="b")]))
+    page = written(tmp_path, AnsweredQuery(tmp_path / "gone.png", [search_hit("a", "text", caption="b")]))
     assert page.images() == []
     assert "gone.png" in page.strings
 
 
 def test_a_caption_that_is_missing_is_the_key(tmp_path: Path) -> None:
-    assert "key#0" in written(tmp_path, Answered("q", [search_hit("key#0", "text")])).strings
+    assert "key#0" in written(tmp_path, AnsweredQuery("q", [search_hit("key#0", "text")])).strings
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def test_every_kind_of_picture_has_a_thumbnail(tmp_path: Path, mode: str) -> Non
 @pytest.mark.slow
 def test_a_sheet_of_many_pictures_stays_small(tmp_path: Path) -> None:
     image = write_picture(tmp_path / "a.png", (2000, 2000))
-    written(tmp_path, *(Answered("q", [search_hit(str(n), image=str(image)) for n in range(5)]) for _ in range(4)))
+    written(tmp_path, *(AnsweredQuery("q", [search_hit(str(n), image=str(image)) for n in range(5)]) for _ in range(4)))
     assert (tmp_path / "page.html").stat().st_size < 20 * 40_000
 
 
@@ -200,5 +204,5 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_what_a_page_shows_may_be_in_any_script(tmp_path: Path) -> None:
-    page = written(tmp_path, Answered("красная машина \U0001f697", [search_hit("钥匙", "text", caption="سيارة")]))
+    page = written(tmp_path, AnsweredQuery("красная машина \U0001f697", [search_hit("钥匙", "text", caption="سيارة")]))
     assert {"красная машина \U0001f697", "سيارة"} <= set(page.strings)

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Browser
 
-from connector.reports.contact_sheet import Answered, write_contact_sheet
+from connector.reports.contact_sheet import AnsweredQuery, write_contact_sheet
 from tests.support.browser import BROWSERS, DESK, PAPER, PHONE, browser, find_browser, inspect_page
 from tests.support.cli import done, modalign
 from tests.support.page_homes import EVERY_OPTION, HTML, LONG, SECTIONS, damage, make_home, search_hit, write_picture
@@ -51,10 +51,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (directory / "compare" / "compare.html").rename(paths["compare"])
     image = write_picture(directory / "a.png")
     answers = [
-        Answered(
+        AnsweredQuery(
             HTML, [search_hit("a", image=str(image)), search_hit(LONG), search_hit("c", image=str(image))], "group of a"
         ),
-        Answered(image, [search_hit("d", "text", caption=LONG * 3), search_hit("e", "text", caption=HTML)]),
+        AnsweredQuery(image, [search_hit("d", "text", caption=LONG * 3), search_hit("e", "text", caption=HTML)]),
     ]
     write_contact_sheet(paths["sheet"], LONG, HTML * 9, answers)
     return paths

@@ -1,0 +1,23 @@
+"""What holds for all modules at once: names that say one thing each."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def modules(*packages: str) -> Iterator[tuple[str, ast.Module]]:
+    """Path and syntax tree of every module of these packages."""
+    for package in packages:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    defined_in: dict[str, list[str]] = {}
+    for path, tree in modules("alignment", "connector"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                defined_in.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in defined_in.items() if len(paths) > 1} == {}
