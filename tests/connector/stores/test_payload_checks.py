@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 
 from connector.rejects import Reason
 from connector.stores.payload_checks import payload_fault, same_stored
-
-FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | FLOATS | st.text()
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+from tests.support.json_values import JSON_VALUES
 
 
 def drifted(value: Any, units: int) -> Any:
@@ -30,12 +27,12 @@ def drifted(value: Any, units: int) -> Any:
 
 
 @pytest.mark.slow
-@given(VALUES, st.integers(0, 20))
+@given(JSON_VALUES, st.integers(0, 20))
 def test_floats_that_drifted_in_a_store_are_the_same_at_any_depth(value: Any, units: int) -> None:
     assert same_stored(value, drifted(json.loads(json.dumps(value)), units))
 
 
-@given(VALUES, VALUES)
+@given(JSON_VALUES, JSON_VALUES)
 def test_what_differs_by_more_is_another_value(value: Any, other: Any) -> None:
     if json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True):
         assert same_stored(value, other)
@@ -76,7 +73,7 @@ def test_a_change_that_people_make_is_seen() -> None:
 
 
 @pytest.mark.slow
-@given(st.dictionaries(st.text(), VALUES, max_size=4))
+@given(st.dictionaries(st.text(), JSON_VALUES, max_size=4))
 def test_what_json_can_write_and_the_engine_keeps_is_no_fault(payload: dict[str, Any]) -> None:
     assert payload_fault(payload) is None
 
@@ -92,7 +89,7 @@ def test_what_json_can_write_and_the_engine_keeps_is_no_fault(payload: dict[str,
         (math.nan, Reason.PAYLOAD_NOT_FINITE),
     ],
 )
-@given(st.lists(VALUES, max_size=3), st.integers(0, 3))
+@given(st.lists(JSON_VALUES, max_size=3), st.integers(0, 3))
 def test_a_fault_is_found_at_any_depth(value: Any, reason: Reason, beside: list[Any], depth: int) -> None:
     for _ in range(depth):
         value = [*beside, {"in": value}]

@@ -13,10 +13,10 @@ from qdrant_client.conversions.conversion import RestToGrpc
 from connector.stores.points import Points, engine_id
 from connector.stores.qdrant_limits import LimitBook, Limits
 from connector.stores.qdrant_writes import PointWriter, WriteRequest, grpc_request, rest_body
-from tests.connector.stores.test_payload_checks import VALUES
+from tests.support.json_values import JSON_VALUES
 from tests.support.store_contract import ids
 
-PAYLOADS = st.lists(st.dictionaries(st.text(), VALUES), min_size=1, max_size=4)
+PAYLOADS = st.lists(st.dictionaries(st.text(), JSON_VALUES), min_size=1, max_size=4)
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
