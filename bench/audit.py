@@ -33,6 +33,7 @@ from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.ranks import IntArray, ranks, recall_at, top_k
 from alignment.vectors import FloatArray
 from bench.figure import Figure
+from connector.states import ReleaseState
 
 # What both sides of a figure are asked.
 ASKED = "Both compute the same recalls of the same vectors, on one thread, each in a process of its own."
@@ -179,7 +180,7 @@ def _demo() -> list[Figure]:
         told = subprocess.run([modalign, "status", "--home", home, "--json"], check=True, capture_output=True)
         status = json.loads(told.stdout)
         for release in status["releases"]:
-            if (release["collection"], release["state"]) != (DEMO, "live"):
+            if (release["collection"], release["state"]) != (DEMO, ReleaseState.LIVE):
                 continue
             metric, before = release["metric"], _cpu_seconds()
             started = time.perf_counter()

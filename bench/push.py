@@ -20,6 +20,7 @@ from qdrant_client import QdrantClient, models
 
 from alignment.metrics import Cosine
 from alignment.modality import MODALITIES
+from alignment.retrieval.kinds import HELD_OUT
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import l2_normalize
 from bench.corpus import DIM, alignment, write_set
@@ -31,7 +32,7 @@ from connector.home import Home
 from connector.provenance.database import upgrade
 from connector.push.open_releases import OWN_INDEXES
 from connector.push.session import push
-from connector.releases.points import NAMESPACE
+from connector.releases.points import FITTED, NAMESPACE
 from connector.settings import Settings
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
@@ -86,7 +87,7 @@ def by_hand(path: Path, directory: Path, indexing_threshold: int) -> tuple[float
             for x, held_out, key, group, sha, text in rows[start : start + WRITTEN_AT_ONCE]:
                 payload = json.loads(text)
                 payload |= {"key": key, "group": group, "modality": "image", "content_sha256": sha}
-                payload["split"] = "held-out" if held_out else "fitted"
+                payload["split"] = HELD_OUT if held_out else FITTED
                 points.append(edge.Point(str(uuid5(NAMESPACE, f"image\0{key}")), {"image": x.tolist()}, payload))
             shard.update(edge.UpdateOperation.upsert_points(points))
     shard.flush()
@@ -248,7 +249,7 @@ def _ready_points(path: Path) -> list[models.PointStruct]:
     projection, hold_out = alignment().projections["image"], alignment().card.hold_out
     points = []
     for rows in EmbeddingSet.open(path).read("image"):
-        sides = ["held-out" if held_out else "fitted" for held_out in hold_out.held_out(rows.groups)]
+        sides = [HELD_OUT if held_out else FITTED for held_out in hold_out.held_out(rows.groups)]
         columns = (rows.keys, rows.groups, rows.content_sha256, rows.payloads, sides)
         for x, key, group, sha, text, split in zip(projection(rows.vectors).tolist(), *columns, strict=True):
             labels = {"key": key, "group": group, "modality": "image", "content_sha256": sha, "split": split}

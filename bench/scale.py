@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from alignment.retrieval.kinds import HELD_OUT
 from alignment.sets.writer import SetWriter
 from bench.corpus import ENCODERS, write_set
 from bench.figure import Figure
@@ -54,7 +55,7 @@ def measured() -> Rates:
             SetIndex(writer).close()
             indexed = time.perf_counter() - started
             (_, table), *_ = writer.identities("image")
-    own = {"modality": "image", "split": "held-out"}
+    own = {"modality": "image", "split": HELD_OUT}
     payloads = [
         len(json.dumps({**json.loads(row.pop("payload")), **row, **own})) for row in table.slice(0, 100).to_pylist()
     ]

@@ -24,7 +24,6 @@ from connector.errors import NotMigratedError, SettingsError
 from connector.progress import progress
 from connector.provenance.database import create_in_sqlite, is_absent
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE, READY
 from connector.provenance.runs import Run, RunRejects, RunResult
 from connector.provenance.tables import ReleaseRow
 from connector.releases.choice import newest_ready
@@ -34,6 +33,7 @@ from connector.releases.status import Status, StoredRelease, read_closed, read_r
 from connector.releases.store_identity import here, no_release
 from connector.safe_text import split_urls
 from connector.settings import Settings, checked_name
+from connector.states import ReleaseState
 from connector.stores.deadlines import within
 from connector.stores.opening import closed_points, is_shared, open_store, url_of
 
@@ -456,7 +456,9 @@ class Home:
     def lag(self) -> dict[int, Lag]:
         """Return by release, without retired ones, how many rows of its embedding sets it does not hold."""
         return {
-            row.id: lag_of(self.provenance, row) for row in self.provenance.releases.find() if row.state != "retired"
+            row.id: lag_of(self.provenance, row)
+            for row in self.provenance.releases.find()
+            if row.state != ReleaseState.RETIRED
         }
 
     def promote(self, request: "PromoteRequest") -> "RunResult[list[AliasSwitch]]":
@@ -638,7 +640,7 @@ class Home:
     def next_audit(self, collection: str) -> str:
         """Return the command that audits the shadows of a collection, or what is live where there are none."""
         rows = self._releases(collection, dropped_at=None)
-        rows = newest_ready(rows) or [row for row in rows if row.state in (READY, LIVE)]
+        rows = newest_ready(rows) or [row for row in rows if row.state in (ReleaseState.READY, ReleaseState.LIVE)]
         return audit_command(self.provenance, rows[-1]) if rows else f"modalign audit {collection} --pairs SET"
 
     def _releases(self, collection: str, **where: Any) -> list[ReleaseRow]:

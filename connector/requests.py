@@ -14,9 +14,11 @@ from annotated_types import Interval
 
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.cutoffs import KS
+from alignment.retrieval.kinds import HELD_OUT
 from alignment.retrieval.ways import Way
 from connector.errors import SettingsError
 from connector.recorded_request import Request
+from connector.states import ReleaseState
 
 Scope = Literal["held-out", "all"]
 # Bounds of fields. The options of the command line take their ranges from them.
@@ -459,12 +461,12 @@ class AuditRequest(PlacedRequest):
     collection: str
     pairs: str
     metric: str | None = None
-    release: str = "live"
+    release: str = ReleaseState.LIVE.value
     require: Sequence[str] = ()
     baseline: str | None = None
     ks: Sequence[int] = KS
-    queries: Scope = "held-out"
-    gallery: Scope = "held-out"
+    queries: Scope = HELD_OUT
+    gallery: Scope = HELD_OUT
     protocol: str | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
     slices: Sequence[str] = ()
@@ -476,7 +478,7 @@ class AuditRequest(PlacedRequest):
     @property
     def is_of_promotion(self) -> bool:
         """Whether it is of all that one promotion would switch."""
-        return self.release == "ready" and self.metric is None
+        return self.release == ReleaseState.READY and self.metric is None
 
 
 # Commands that refuse items, and can be run again for these.

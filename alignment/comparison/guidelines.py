@@ -33,6 +33,7 @@ from alignment.comparison.verdict_words import (
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.metrics import Guarantee, LearnedMetric, parse
 from alignment.plurals import counted
+from alignment.retrieval.kinds import SEEN, UNSEEN
 
 IDENTITY = "identity"
 NO_OFFSET = (
@@ -111,12 +112,12 @@ def _new_items(row: MetricRow) -> Guideline:
     shares = f"{_percent(after['first_places'])} of all first places go to known items, where "
     shares += f"{_percent(after['fair'])} would be fair."
     if not whole.has_offset:
-        says = f"New items are found first in {_percent(after['unseen']['recall@1'])} of searches, known ones in "
-        says += f"{_percent(after['seen']['recall@1'])}; {shares} {NO_OFFSET}"
+        says = f"New items are found first in {_percent(after[UNSEEN]['recall@1'])} of searches, known ones in "
+        says += f"{_percent(after[SEEN]['recall@1'])}; {shares} {NO_OFFSET}"
         return Guideline("new items", says, rests_on)
     new, known = (
         f"in {_percent(after[kind]['recall@1'])} of searches instead of {_percent(before[kind]['recall@1'])}"
-        for kind in ("unseen", "seen")
+        for kind in (UNSEEN, SEEN)
     )
     says = f"With the offset, new items are found first {new}; known ones {known}. {shares}"
     return Guideline("new items", says, rests_on)
@@ -162,7 +163,7 @@ def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
     best = [best_validated(own) for own in found]
     costs = [fit.rows[0].stored_floats for fit in best]
     preferred = best.index(best_on_new_items(best))
-    verdict = judged(comparison, [fit.rows[0] for fit in best], costs, preferred, "unseen")
+    verdict = judged(comparison, [fit.rows[0] for fit in best], costs, preferred, UNSEEN)
     names = [f"{fit.pair} (with {fit.method})" for fit in best]
     cost = f"{best[verdict.taken].rows[0].stored_floats} numbers an item"
     rests_on = (

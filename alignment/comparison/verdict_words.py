@@ -7,6 +7,7 @@ from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, MARGIN, Verdict
 from alignment.comparison.table import Comparison, MetricRow
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.plurals import counted
+from alignment.retrieval.kinds import HARMONIC
 
 # What choices are judged by, and how the preferred one was found.
 JUDGED, NEW = "harmonic Recall@10", "Recall@10 of new items"
@@ -35,7 +36,7 @@ def judged(
     rows: Sequence[MetricRow],
     costs: Sequence[Any],
     preferred: int | None = None,
-    kind: str = "harmonic",
+    kind: str = HARMONIC,
 ) -> Verdict:
     """Tell rows apart by their Recall@10 in the whole collection.
 

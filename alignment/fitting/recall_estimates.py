@@ -15,10 +15,9 @@ from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.bootstrap import Estimate, bootstrap_means, bootstrap_of_two
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
+from alignment.retrieval.kinds import HARMONIC, HELD_OUT, SEEN, UNSEEN
 from alignment.retrieval.ranks import IntArray, Ranks, chance_recall_at
 from alignment.retrieval.seen_unseen import harmonic_mean
-
-HELD_OUT, SEEN, UNSEEN, HARMONIC = "held-out", "seen", "unseen", "harmonic"
 
 
 def held_out_rows(

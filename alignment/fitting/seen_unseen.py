@@ -23,6 +23,7 @@ from alignment.modality import DIRECTIONS
 from alignment.model.projections import Projection
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
+from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.retrieval.ranks import IntArray, TieFloors
 from alignment.retrieval.seen_unseen import SeenUnseenScores, harmonic_mean, signed_squares
@@ -100,9 +101,9 @@ class WholeRecall:
         """Lay out the recalls at one offset for a card."""
         recalls = {
             kind: {f"recall@{k}": round(float(values[place, column]), 6) for column, k in enumerate(KS)}
-            for kind, values in (("seen", self.seen), ("unseen", self.unseen))
+            for kind, values in ((SEEN, self.seen), (UNSEEN, self.unseen))
         }
-        recalls["harmonic"] = {f"recall@{k}": round(self.harmonic(place, k), 6) for k in KS}
+        recalls[HARMONIC] = {f"recall@{k}": round(self.harmonic(place, k), 6) for k in KS}
         first = {"first_places": round(float(self.first_places[place]), 6), "fair": round(self.fair, 6)}
         return {"seen_offset": round(float(self.offsets[place]), 6), **recalls, **first, "queries": list(self.queries)}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignment.modality import DIRECTIONS
+from alignment.retrieval.kinds import HARMONIC, HELD_OUT, SEEN, UNSEEN
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.baseline import Baseline, PerQuery, drifts
 from connector.audits.captions import DIRECTION, lengths, measure_captions
@@ -21,7 +22,7 @@ from connector.audits.collection_checks import collection_warnings, few_groups, 
 from connector.audits.direction import measure_direction
 from connector.audits.galleries import lay_out
 from connector.audits.geometry import Drawn, draw, measure_space
-from connector.audits.kinds import HARMONIC, SEEN, UNSEEN, WAYS
+from connector.audits.kinds import WAYS
 from connector.audits.measure import BOTH
 from connector.audits.measures import MEASURES, names_of
 from connector.audits.plan import AuditPlan
@@ -45,7 +46,6 @@ from connector.errors import ExactRefusedError, FilterError, MismatchError, Sett
 from connector.progress import Advance
 from connector.releases.chain import check_encoder
 from connector.releases.payload_fields import missing_in_words, unlike_in_words
-from connector.releases.points import HELD_OUT
 from connector.releases.recorded_settings import setting_differences
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
@@ -184,7 +184,7 @@ def _announced(subject: AuditSubject, fields: Strata) -> Iterator[tuple[str, str
             yield from ((direction, part, name) for part in parts for name in names_of("stratum", ks))
         if subject.plan.protocol is None:
             yield from ((direction, kind, name) for kind in (UNSEEN, SEEN) for name in names_of("kind", ks))
-            yield from ((direction, HARMONIC, name) for name in names_of("harmonic", ks))
+            yield from ((direction, HARMONIC, name) for name in names_of(HARMONIC, ks))
             yield from ((direction, "", measure.name) for measure in MEASURES.values() if measure.of_kinds is not None)
     if subject.release.fusion is not None:
         yield from ((DIRECTION, way, f"recall@{k}") for way in WAYS for k in lengths(subject.plan))

@@ -16,18 +16,18 @@ from alignment.arrow import look_for_pandas
 from alignment.errors import MeasureError
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
+from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from alignment.retrieval.measures import Change, Floats, PerQueryValues, change, change_of_two, holm
 from alignment.retrieval.seen_unseen import harmonic_mean
 from alignment.retrieval.thresholds import holds
 from alignment.sets.rows import Rows
 from connector.audits.history import comparable_as, planned_as, printed
-from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
 from connector.errors import RequirementError
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE
 from connector.provenance.tables import AuditRow, ReleaseRow
+from connector.states import AuditVerdict, ReleaseState
 
 LAST = "last"
 # Measures that have a harmonic mean of unseen and seen items.
@@ -213,10 +213,10 @@ def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: A
     Raises:
         RequirementError: there is no such audit, or it does not compare.
     """
-    chosen = _newest(provenance, row, against, plan, pairs) if against in (LAST, LIVE) else None
+    chosen = _newest(provenance, row, against, plan, pairs) if against in (LAST, ReleaseState.LIVE) else None
     if chosen is None:
         chosen = provenance.audits.get(_number(against))
-        if chosen.verdict == "broken":
+        if chosen.verdict == AuditVerdict.BROKEN:
             raise RequirementError(f"audit {chosen.id} found its release broken and measured nothing; name another")
         if (theirs := comparable_as(chosen)) != (ours := planned_as(plan, pairs)):
             raise RequirementError(
@@ -252,7 +252,7 @@ def packed_as(direction: str, kind: str) -> str:
 def _newest(provenance: Provenance, row: ReleaseRow, against: str, plan: AuditPlan, pairs: str) -> AuditRow:
     """Return the newest comparable audit of this release, or of the live one; best one that covers all of the plan."""
     audits = provenance.audits.of([row.id] if against == LAST else _live(provenance, row))
-    audits = [audit for audit in audits if audit.verdict != "broken" and not _has_dropped(audit)]
+    audits = [audit for audit in audits if audit.verdict != AuditVerdict.BROKEN and not _has_dropped(audit)]
     comparable = [audit for audit in audits if comparable_as(audit) == planned_as(plan, pairs)]
     comparable = [audit for audit in comparable if _covers(audit, plan)] or comparable
     if comparable:
@@ -283,7 +283,9 @@ def _number(against: str) -> int:
 
 
 def _live(provenance: Provenance, row: ReleaseRow) -> list[int]:
-    rows = provenance.releases.find(store_id=row.store_id, collection=row.collection, metric=row.metric, state=LIVE)
+    rows = provenance.releases.find(
+        store_id=row.store_id, collection=row.collection, metric=row.metric, state=ReleaseState.LIVE
+    )
     if not rows:
         raise RequirementError(f"collection {row.collection} has no live release under {row.metric} to compare with")
     return [live.id for live in rows]

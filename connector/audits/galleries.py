@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.plurals import counted
+from alignment.retrieval.kinds import HELD_OUT
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
 from alignment.retrieval.ranks import IntArray, group_codes
 from alignment.sets.embedding_set import EmbeddingSet
@@ -22,7 +23,7 @@ from alignment.sets.rows import Rows
 from alignment.vectors import invalid_rows
 from connector.audits.plan import AuditPlan
 from connector.errors import MismatchError
-from connector.releases.points import FITTED, HELD_OUT, NEW, point_id, splits
+from connector.releases.points import FITTED, NEW, point_id, splits
 from connector.releases.release import Release
 from connector.stores.points import Record
 

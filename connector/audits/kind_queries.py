@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignment.modality import Modality
+from alignment.retrieval.kinds import SEEN, UNSEEN
 from alignment.retrieval.paraphrases import paraphrases
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
 from connector.audits.census import Census
 from connector.audits.galleries import alignable, hash_draws
-from connector.audits.kinds import SEEN, UNSEEN
 from connector.audits.subject import AuditSubject
 from connector.releases.points import FITTED, splits
 

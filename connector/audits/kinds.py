@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import get_args
 
 from alignment.retrieval.bootstrap import Estimate, bootstrap_of_two
+from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from alignment.retrieval.measures import Floats
 from alignment.retrieval.ranks import IntArray
 from alignment.retrieval.ways import Way
 
-# Parts of an audit: queries about items that the fit saw, about all others, and the harmonic mean of both.
-SEEN, UNSEEN, HARMONIC = "seen", "unseen", "harmonic"
+# Parts of an audit: queries about items that the fit never saw, about those that it saw, and both together.
 KINDS = (UNSEEN, SEEN, HARMONIC)
 # Text queries that search by one of the three ways, about all items of the collection, and the largest K of them.
 WAYS = tuple(f"by {way}" for way in get_args(Way))

@@ -13,6 +13,7 @@ import numpy as np
 from alignment.geometry.geometry import Geometry, skewness
 from alignment.metrics import Guarantee
 from alignment.retrieval.bootstrap import Estimate
+from alignment.retrieval.kinds import HARMONIC
 from alignment.retrieval.measures import Floats, found, ndcg, r_precision, recall, reciprocal_rank
 from alignment.retrieval.ranks import chance_recall_at
 from connector.audits.kinds import KindOutcomes, first_places
@@ -51,7 +52,7 @@ MEASURES: dict[str, Measure] = {
             sentence="queries with a right answer among the first {k}, as production searches",
             title="Recall@{k}",
             per_query=served(recall),
-            parts=("whole", "stage", "stratum", "kind", "harmonic"),
+            parts=("whole", "stage", "stratum", "kind", HARMONIC),
             shown=True,
             compared=True,
             history="table",

@@ -21,10 +21,11 @@ from typing import get_args
 
 from alignment.modality import DIRECTIONS
 from alignment.names import did_you_mean
+from alignment.retrieval.kinds import SEEN
 from alignment.retrieval.thresholds import holds
 from alignment.retrieval.ways import Way
 from connector.audits.baseline import Baseline, Drift
-from connector.audits.kinds import KINDS, LARGEST_K, SEEN, WAYS
+from connector.audits.kinds import KINDS, LARGEST_K, WAYS
 from connector.audits.measure import BOTH, Measurement
 from connector.audits.stages import stage_part
 from connector.errors import RequirementError

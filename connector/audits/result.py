@@ -22,18 +22,14 @@ from connector.audits.stage_summary import StageSummary
 from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, RESCORING, stage_and_stratum
 from connector.provenance.tables import ReleaseRow
 from connector.releases.release import Release
+from connector.states import AuditVerdict
 from connector.stores.collection import CollectionInfo
 from connector.stores.points import Payload
 
-PASSED, FAILED, MEASURED, BROKEN = "passed", "failed", "measured", "broken"
 # A stage is blamed for each of these: its fidelity is below FAITHFUL; it loses more of Recall@K than chance and MARGIN;
 # it is the last one, and its fidelity is below the recall that `hnsw_ef` was chosen for, by more than MARGIN.
 FAITHFUL = 0.95
 MARGIN = 0.01
-
-
-# Verdicts from the worst on.
-VERDICTS = (BROKEN, FAILED, MEASURED, PASSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +157,13 @@ class Audit:
     number: int = 0
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> AuditVerdict:
         """`broken`; `passed` or `failed` by the requirements; or `measured` where there were none."""
         if self.broken is not None:
-            return BROKEN
+            return AuditVerdict.BROKEN
         if not self.requirements:
-            return MEASURED
-        return FAILED if self.failures else PASSED
+            return AuditVerdict.MEASURED
+        return AuditVerdict.FAILED if self.failures else AuditVerdict.PASSED
 
     @property
     def measures(self) -> list[Measurement]:
@@ -301,6 +297,6 @@ class Audit:
         return f"{stage.direction}: {asked}{stage.name} {fidelity}{lost}."
 
 
-def worst_verdict(audits: Iterable[Audit]) -> str:
+def worst_verdict(audits: Iterable[Audit]) -> AuditVerdict:
     """Return the verdict that counts for several audits together: the worst of theirs."""
-    return min((audit.verdict for audit in audits), key=VERDICTS.index)
+    return min((audit.verdict for audit in audits), key=list(AuditVerdict).index)

@@ -16,7 +16,6 @@ from connector.audits.result import Audit
 from connector.errors import CollectionNotFoundError, MismatchError, RequirementError, StrangePointError
 from connector.progress import progress
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE, READY
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_fault, alias_unseen
@@ -27,6 +26,7 @@ from connector.releases.rights import present
 from connector.releases.store_identity import here
 from connector.releases.verify import verify
 from connector.requests import AuditRequest
+from connector.states import ReleaseState
 from connector.stores.contract import Store
 
 
@@ -172,10 +172,10 @@ def _worse_than_live(row: ReleaseRow, result: Audit, provenance: Provenance) -> 
 
     None where that one has no audit that was made alike: `--baseline live` refuses, and says how to make one.
     """
-    if row.state != READY:
+    if row.state != ReleaseState.READY:
         return []
     try:
-        live = find_baseline(provenance, row, LIVE, result.plan, result.pairs)
+        live = find_baseline(provenance, row, ReleaseState.LIVE, result.plan, result.pairs)
         changes = drifts(live, result.per_query, kinds=result.per_kind, seed=result.plan.seed)
     except RequirementError:
         return []
@@ -195,5 +195,5 @@ def _beside_live(row: ReleaseRow, store: Store, provenance: Provenance) -> Itera
 def _live(row: ReleaseRow, provenance: Provenance) -> list[ReleaseRow]:
     """Return the live release that a ready one is to replace, if there is one."""
     where = {"store_id": row.store_id, "collection": row.collection}
-    live = live_beside(provenance.releases.find(**where, state=LIVE), row.metric)
-    return [live] if live is not None and row.state == READY else []
+    live = live_beside(provenance.releases.find(**where, state=ReleaseState.LIVE), row.metric)
+    return [live] if live is not None and row.state == ReleaseState.READY else []

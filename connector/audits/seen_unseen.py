@@ -14,6 +14,7 @@ import numpy as np
 from alignment.metrics import Lowering
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import bootstrap_of_two
+from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from alignment.retrieval.measures import Floats, recall
 from alignment.retrieval.ranks import CHUNK_SCORES
 from alignment.retrieval.seen_unseen import SeenUnseenScores, curve, harmonic_mean, signed_squares
@@ -21,7 +22,7 @@ from alignment.sets.rows import Rows
 from connector.audits.census import Census, seen_among
 from connector.audits.galleries import NOT_IN_GALLERY, Everything, QuerySet, hash_draws
 from connector.audits.kind_queries import KindQueries, draw_queries
-from connector.audits.kinds import HARMONIC, SEEN, UNSEEN, KindOutcomes
+from connector.audits.kinds import KindOutcomes
 from connector.audits.measure import Measurement
 from connector.audits.measures import names_of, of_kinds
 from connector.audits.point_scan import Page
@@ -136,7 +137,7 @@ def _through_stages(run: QueryRun) -> list[StageSummary]:
 def _harmonic(direction: str, for_kind: Mapping[str, _KindSearch], seed: int) -> list[Measurement]:
     seen, unseen = for_kind[SEEN], for_kind[UNSEEN]
     measures, queries = [], len(seen.run.rows) + len(unseen.run.rows)
-    for name in names_of("harmonic", seen.run.subject.plan.ks):
+    for name in names_of(HARMONIC, seen.run.subject.plan.ks):
         sides = ((searched.columns[searched.run.kind, name], searched.run.codes) for searched in (seen, unseen))
         e = bootstrap_of_two(harmonic_mean, *sides, seed=seed)
         measures.append(Measurement(direction, name, e.value, e.low, e.high, queries, HARMONIC))

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from alignment.metrics import Guarantee, Rescored
 from alignment.modality import Modality
+from alignment.retrieval.kinds import SEEN
 from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.vectors import FloatArray
-from connector.audits.kinds import SEEN
 from connector.audits.reference import own_scores, vectors_of
 from connector.releases.points import FITTED
 from connector.search.candidates import CandidateSearch, RankedHits, ScoredHit

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
 from alignment.retrieval.bootstrap import Estimate
-from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
+from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import MEASURES, trended
-from connector.audits.result import BROKEN, Audit
+from connector.audits.result import Audit
 from connector.audits.stage_summary import StageSummary
 from connector.audits.stages import FILTER
 from connector.cli.tables import print_table, show
+from connector.states import AuditVerdict
 
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def print_audit(found: Audit) -> None:
     """Print the verdict in words, the measures of the whole, the stages, and the strata."""
     title = f"{found.row.physical_name}: {found.verdict}"
-    if found.verdict == BROKEN:
+    if found.verdict == AuditVerdict.BROKEN:
         show(title)
         show(found.broken or "", first="  ", rest="  ")
         return

@@ -13,6 +13,7 @@ from connector.cli.group import cli
 from connector.cli.opening import minute, open_home, say_if_new
 from connector.cli.options import home_options, json_option
 from connector.cli.tables import print_fields, print_json, print_recalls, print_table, show
+from connector.states import ReleaseState
 
 if TYPE_CHECKING:
     from alignment.sets.cards import EncoderCard
@@ -151,7 +152,7 @@ def _show_set(held: "HeldSet", groups: "SetGroups | None", as_json: bool) -> Non
 def _alignment_row(held: "HeldAlignment") -> dict[str, Any]:
     """Lay out an alignment for the list."""
     card = held.card
-    live = sorted({release.collection for release in held.releases if release.state == "live"})
+    live = sorted({release.collection for release in held.releases if release.state == ReleaseState.LIVE})
     return {
         "alignment": held.name,
         "fingerprint": held.fingerprint[:8],

@@ -15,6 +15,7 @@ from connector.cli.tables import print_json, print_table, show, with_blanks
 from connector.errors import CollectionNotFoundError, StoreError
 from connector.progress import say
 from connector.provenance.counts import in_words
+from connector.states import ReleaseState
 
 if TYPE_CHECKING:
     from connector.home import Home
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from connector.releases.status import ReleaseStatus, StoredRelease
     from connector.stores.replicas import Replicas
 
-STATES = ("live", "ready", "building", "retired")
 SHORT = 8  # characters of a fingerprint, as many as the name of a release ends with
 
 
@@ -120,10 +120,11 @@ def _print_releases(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a table of releases for each collection, what is live first, and below it what is to be done about them."""
     if not rows:
         print_table([], "releases")
+    states = list(ReleaseState)
     several_stores = len({row["store"] for row in rows}) > 1
     for collection in dict.fromkeys(row["collection"] for row in rows):
         of_collection = [row for row in rows if row["collection"] == collection]
-        of_collection.sort(key=lambda row: STATES.index(row["state"]))
+        of_collection.sort(key=lambda row: states.index(row["state"]))
         live = list(_live(of_collection))
         hidden = set() if several_stores else {"store"}
         if live and len({row["alignment_fingerprint"] for row in of_collection}) == 1:
@@ -145,7 +146,7 @@ def _said(row: Mapping[str, Any]) -> list[str]:
 
 def _live(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Say which alignments are live; under which metrics, where there are several."""
-    live = [row for row in rows if row["state"] == "live"]
+    live = [row for row in rows if row["state"] == ReleaseState.LIVE]
     fingerprints = dict.fromkeys(row["alignment_fingerprint"] for row in live)
     for fingerprint in fingerprints:
         of_alignment = [row for row in live if row["alignment_fingerprint"] == fingerprint]

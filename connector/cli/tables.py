@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignment.plurals import counted
+from alignment.retrieval.kinds import HARMONIC, HELD_OUT, SEEN, UNSEEN
 from connector.cli.table_layout import field_lines, table_lines, text_of
 from connector.progress import say
 from connector.prose import USUAL_WIDTH, prose_lines, terminal_width, wrap
 from connector.provenance.counts import in_words
 from connector.reports.geometry_rows import geometry_tables
 from connector.safe_text import for_terminal, json_for_terminal
+from connector.states import ReleaseState
 
 if TYPE_CHECKING:
     from alignment.comparison.guidelines import Guideline
@@ -92,7 +94,7 @@ def with_blanks(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def say_shadows(result: "RunResult[list[Release]]", command: str) -> None:
     """Say what to do next with releases that were not made live, because another one is: `command` audits them."""
-    shadows = [release.row for release in result.value if release.row.state == "ready"]
+    shadows = [release.row for release in result.value if release.row.state == ReleaseState.READY]
     if shadows:
         collection = shadows[0].collection
         names, metrics = ([getattr(row, name) for row in shadows] for name in ("physical_name", "metric"))
@@ -199,7 +201,7 @@ def print_geometry(found: "Geometry", title: str) -> None:
 def print_recalls(card: "AlignmentCard") -> None:
     """Print what an alignment finds of held-out items, and of unseen and seen ones in one collection."""
     estimates = card.recall_estimates
-    judged = next((row["metric"] for row in estimates if row["about"] != "held-out"), None)
+    judged = next((row["metric"] for row in estimates if row["about"] != HELD_OUT), None)
     for direction in dict.fromkeys(row["direction"] for row in estimates):
         of_direction = [row for row in estimates if (row["metric"], row["direction"]) == (judged, direction)]
         title = f"{direction} under {judged}: held-out items alone, then all in one collection"
@@ -209,7 +211,7 @@ def print_recalls(card: "AlignmentCard") -> None:
         hidden = {"queries about", "among"}
         shown = [{name: value for name, value in row.items() if name not in hidden} for row in rows]
         print_table(shown, "held-out items alone, under other metrics")
-    if any(row["about"] == "seen" for row in estimates):
+    if any(row["about"] == SEEN for row in estimates):
         show(
             "Queries about seen items are paraphrases of a sample. An audit draws its own, and asks with other captions "
             "where there are enough, so its figures differ."
@@ -230,7 +232,7 @@ def print_recalls(card: "AlignmentCard") -> None:
 
 def _recall_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Lay a recall of `AlignmentCard.recall_estimates` out, the one of the longest list with interval and chance."""
-    about = "harmonic mean" if row["about"] == "harmonic" else f"{row['about']} items"
+    about = "harmonic mean" if row["about"] == HARMONIC else f"{row['about']} items"
     recalls = {name.removeprefix("recall@"): value for name, value in row.items() if name.startswith("recall@")}
     longest = list(recalls)[-1]
     shown = {f"R@{k}": f"{recall['value']:.3f}" for k, recall in recalls.items()}
@@ -246,7 +248,7 @@ def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for place in places if places[0] != places[-1] else places[:1]:
             recalls = {
                 kind: "/".join(f"{place[kind][f'recall@{k}']:.3f}" for k in (1, 10))
-                for kind in ("unseen", "seen", "harmonic")
+                for kind in (UNSEEN, SEEN, HARMONIC)
             }
             firsts = {"first": f"{place['first_places']:.3f}", "fair": f"{place['fair']:.3f}"}
             yield {"direction": direction, "offset": round(place["seen_offset"], 4), **recalls, **firsts}

@@ -26,6 +26,7 @@ from connector.provenance.database import Database
 from connector.provenance.heartbeat import Heartbeat, database_now
 from connector.provenance.runs import mark_killed
 from connector.provenance.tables import LOCK_STEP, LeaseRow, RunRow
+from connector.states import RunOutcome
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def _holder_unless_acquired(database: Database, job: str, run_id: int) -> RunRow
             return None
         other = session.get(RunRow, row.run_id)
         oldest = moment - timedelta(seconds=heartbeat.LEASE_SECONDS)
-        if other and other.outcome == "running" and row.heartbeat_at and row.heartbeat_at >= oldest:
+        if other and other.outcome == RunOutcome.RUNNING and row.heartbeat_at and row.heartbeat_at >= oldest:
             return other
         row.run_id, row.heartbeat_at = run_id, moment
         return None

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, aliased
 from alignment.modality import MODALITIES, Modality
 from connector.provenance.database import Database
 from connector.provenance.tables import BatchRow, EmbeddingSetRow, ReleaseRow, ReleaseSetRow, TombstoneRow, now
+from connector.states import ReleaseState
 
 BATCH_POINTS = 512
 OUTDATED = ""  # the digest of a batch that must be written again
@@ -145,7 +146,7 @@ class Ledger:
             bump_revision(session, releases)
             outdated = update(BatchRow).where(of_set, BatchRow.shard == shard)
             if not retired:
-                at_rest = select(ReleaseRow.id).where(ReleaseRow.state == "retired")
+                at_rest = select(ReleaseRow.id).where(ReleaseRow.state == ReleaseState.RETIRED)
                 outdated = outdated.where(BatchRow.release_id.not_in(at_rest))
             session.execute(outdated.values(digest=OUTDATED))
             session.add_all(

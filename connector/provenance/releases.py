@@ -10,8 +10,8 @@ from sqlalchemy.orm.attributes import set_committed_value
 from connector.provenance.database import Database
 from connector.provenance.ledger import bump_revision, clear_ledger
 from connector.provenance.tables import PromotionRow, ReleaseRow, ReleaseSetRow, now
+from connector.states import ReleaseState
 
-LIVE, READY = "live", "ready"  # states of a release
 PROMOTE, ROLLBACK = "promote", "rollback"  # kinds of a promotion
 
 
@@ -113,18 +113,18 @@ class Releases:
         with self._database.session() as session:
             for promotion in promotions:
                 place = {name: getattr(promotion, name) for name in ("store_id", "collection", "metric")}
-                live = session.scalars(select(ReleaseRow).filter_by(**place, state="live"))
+                live = session.scalars(select(ReleaseRow).filter_by(**place, state=ReleaseState.LIVE))
                 for row in (*live, session.get_one(ReleaseRow, promotion.release_id)):
-                    row.state = "live" if row.id == promotion.release_id else "retired"
+                    row.state = ReleaseState.LIVE if row.id == promotion.release_id else ReleaseState.RETIRED
                     row.updated_at = now()
-                if promotion.kind == "rollback" and promotion.previous_id is not None:
+                if promotion.kind == ROLLBACK and promotion.previous_id is not None:
                     bump_revision(session, [promotion.previous_id])  # its audit no longer allows a promotion
                 merged = session.merge(promotion)
                 merged.finished_at, merged.run_id = now(), run_id
 
     def begin_drop(self, release_id: int) -> None:
         """Record that a release is to be dropped, before its collection is: it is retired from now on."""
-        values = {"state": "retired", "drop_begun_at": now(), "updated_at": now()}
+        values = {"state": ReleaseState.RETIRED, "drop_begun_at": now(), "updated_at": now()}
         with self._database.session() as session:
             session.execute(update(ReleaseRow).where(ReleaseRow.id == release_id).values(**values))
 

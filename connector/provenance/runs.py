@@ -21,6 +21,7 @@ from connector.provenance.heartbeat import LEASE_SECONDS, Heartbeat, database_no
 from connector.provenance.tables import RejectRow, RunRow, now
 from connector.rejects import Reject
 from connector.safe_text import without_secrets
+from connector.states import RunOutcome
 
 REJECTS_A_COMMIT = 256
 WRITING_COMMANDS = ("push", "ingest", "delete", "repair")  # those that write into releases
@@ -106,7 +107,7 @@ class Runs:
                 heartbeat_at=database_now(session),
                 command=command,
                 parameters=json.loads(json.dumps(parameters, default=str)),
-                outcome="running",
+                outcome=RunOutcome.RUNNING,
                 counts={},
                 host=platform.node(),
                 pid=os.getpid(),
@@ -125,21 +126,26 @@ class Runs:
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             says = None if stopped else f"{type(error).__name__}: {error}"  # an interrupt has nothing to say
             with suppress(ProvenanceError):  # if SQL itself failed, the next run on this host marks this one killed
-                self._finish(run, "interrupted" if stopped else "failed", says)
+                self._finish(run, RunOutcome.INTERRUPTED if stopped else RunOutcome.FAILED, says)
             raise
         else:
-            self._finish(run, "done", None)
+            self._finish(run, RunOutcome.DONE, None)
         finally:
             _OURS.discard(ours)
 
     def _send_heartbeat(self, run_id: int) -> None:
         """Report that a run goes on; another host may have taken it for dead while its process was stopped."""
-        going_on = RunRow.outcome.in_(("running", "killed"))
+        going_on = RunRow.outcome.in_((RunOutcome.RUNNING, RunOutcome.KILLED))
         with self._database.session() as session:
-            values = {"heartbeat_at": database_now(session), "outcome": "running", "finished_at": None, "error": None}
+            values = {
+                "heartbeat_at": database_now(session),
+                "outcome": RunOutcome.RUNNING,
+                "finished_at": None,
+                "error": None,
+            }
             session.execute(update(RunRow).where(RunRow.id == run_id, going_on).values(**values))
 
-    def _finish(self, run: Run, outcome: str, error: str | None) -> None:
+    def _finish(self, run: Run, outcome: RunOutcome, error: str | None) -> None:
         run.flush()
         values = {"outcome": outcome, "counts": dict(run.counts), "finished_at": now()}
         values["error"] = without_secrets(error)[:MAX_DETAIL_CHARACTERS] if error else None
@@ -153,11 +159,11 @@ class Runs:
         """
         with self._database.session() as session:
             this = session.get_one(RunRow, run_id)
-            ended = RunRow.outcome.in_(("done", "killed", "interrupted"))
+            ended = RunRow.outcome.in_((RunOutcome.DONE, RunOutcome.KILLED, RunOutcome.INTERRUPTED))
             query = select(RunRow).where(RunRow.id < run_id, RunRow.command == this.command, ended)
             earlier = session.scalars(query.order_by(RunRow.id.desc()))
             last = next((run for run in earlier if run.parameters == this.parameters), None)
-        return last is not None and last.outcome != "done"
+        return last is not None and last.outcome != RunOutcome.DONE
 
     def newest(self, limit: int, collection: str | None = None) -> list[RunRow]:
         """Return the newest runs, newest first: of `collection`, among them those of all collections, or of anything.
@@ -175,7 +181,7 @@ class Runs:
             gone = {row.id: why for row, why in _gone(session)}
         for row in rows:  # they belong to no session any more
             if row.id in gone:
-                row.outcome, row.error = "killed", gone[row.id]
+                row.outcome, row.error = RunOutcome.KILLED, gone[row.id]
         return rows
 
     def get(self, run_id: int) -> RunRow:
@@ -213,7 +219,7 @@ class Runs:
         """Return the runs that are writing into releases of `collection` now, as far as heartbeats tell."""
         with self._database.session() as session:
             mark_killed(session)
-            query = select(RunRow).where(RunRow.outcome == "running", RunRow.command.in_(WRITING_COMMANDS))
+            query = select(RunRow).where(RunRow.outcome == RunOutcome.RUNNING, RunRow.command.in_(WRITING_COMMANDS))
             running = list(session.scalars(query.order_by(RunRow.id)))
         targets = {row.id: row.parameters.get("into", row.parameters.get("collection")) for row in running}
         # A deletion from an embedding set reaches all collections that the set was pushed into.
@@ -223,14 +229,14 @@ class Runs:
 def mark_killed(session: Session) -> None:
     """Mark the runs as killed whose process is gone from this host, or sends no heartbeats any more."""
     for other, why in _gone(session):
-        other.outcome, other.finished_at, other.error = "killed", now(), why
+        other.outcome, other.finished_at, other.error = RunOutcome.KILLED, now(), why
 
 
 def _gone(session: Session) -> Iterator[tuple[RunRow, str | None]]:
     """Yield the running runs whose process is gone from this host; or sends no heartbeats, which is said."""
     host, pid, database = platform.node(), os.getpid(), str(session.get_bind().engine.url)
     oldest = database_now(session) - timedelta(seconds=LEASE_SECONDS)
-    for other in session.scalars(select(RunRow).where(RunRow.outcome == "running")):
+    for other in session.scalars(select(RunRow).where(RunRow.outcome == RunOutcome.RUNNING)):
         if (database, other.id) in _OURS:
             continue
         # In containers every process may have the same number: a run of this one's that it did not start is another's.

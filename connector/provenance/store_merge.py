@@ -18,8 +18,15 @@ from connector.provenance.tables import (
     TombstoneRow,
     now,
 )
+from connector.states import ReleaseState
 
-STATES = ("live", "ready", "retired", "building")  # of two states of one collection the first holds
+# Of two states of one collection the first holds.
+PRECEDENCE: tuple[str, ...] = (
+    ReleaseState.LIVE,
+    ReleaseState.READY,
+    ReleaseState.RETIRED,
+    ReleaseState.BUILDING,
+)
 
 
 def merge_stores(database: Database, source_id: int, target_id: int, served: Mapping[str, bool]) -> None:
@@ -52,8 +59,12 @@ def merge_stores(database: Database, source_id: int, target_id: int, served: Map
         session.execute(update(StoreRow).where(merged).values(merged_into_id=target_id))
         for row in session.scalars(select(ReleaseRow).where(ReleaseRow.store_id == target_id, present)):
             is_served = served.get(row.physical_name)
-            if is_served is not None and (row.state == "live") != is_served and row.state != "building":
-                row.state = "live" if is_served else "retired"
+            if (
+                is_served is not None
+                and (row.state == ReleaseState.LIVE) != is_served
+                and row.state != ReleaseState.BUILDING
+            ):
+                row.state = ReleaseState.LIVE if is_served else ReleaseState.RETIRED
 
 
 def _merge_releases(session: Session, source: ReleaseRow, target: ReleaseRow) -> None:
@@ -64,9 +75,11 @@ def _merge_releases(session: Session, source: ReleaseRow, target: ReleaseRow) ->
     session.execute(update(PromotionRow).filter_by(release_id=source.id).values(release_id=target.id))
     session.execute(update(PromotionRow).filter_by(previous_id=source.id).values(previous_id=target.id))
     present = [row for row in (source, target) if row.dropped_at is None] or [target]
-    target.state = min((row.state for row in present), key=STATES.index)
+    target.state = min((row.state for row in present), key=PRECEDENCE.index)
     target.dropped_at = None if len(present) > 1 or present[0] is source else target.dropped_at
-    target.drop_begun_at = target.drop_begun_at or source.drop_begun_at if target.state == "retired" else None
+    target.drop_begun_at = (
+        target.drop_begun_at or source.drop_begun_at if target.state == ReleaseState.RETIRED else None
+    )
     target.settings = target.settings or source.settings
     target.needs_tuning = True
     target.revision = max(source.revision, target.revision) + 1

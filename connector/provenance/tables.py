@@ -193,8 +193,6 @@ class StoreAddressRow(Base):
 class ReleaseRow(Base):
     """One alignment under one metric in one physical collection of one store.
 
-    States: `building` until verified, `ready` when complete, `live` when the alias names it, `retired` after that.
-
     A dropped release is retired. Its row stays, because audits and promotions refer to it.
 
     Attributes:
@@ -204,6 +202,7 @@ class ReleaseRow(Base):
         needs_tuning: whether points were written since `hnsw_ef` was chosen.
         fusion: how scores of images and captions make one, see `connector.releases.fusion`; None: not measured.
         revision: grows with every change of its points, and with a rollback from it: an audit remembers which it saw.
+        state: a `connector.states.ReleaseState`.
         drop_begun_at: since when the collection may be gone.
         dropped_at: since when it is gone.
     """
@@ -244,9 +243,10 @@ class ReleaseSetRow(Base):
 
 
 class RunRow(Base):
-    """One execution of a command. Outcomes: running, done, failed, interrupted, killed.
+    """One execution of a command.
 
     Attributes:
+        outcome: a `connector.states.RunOutcome`.
         heartbeat_at: when its process last reported, by the database's clock.
     """
 
@@ -343,7 +343,7 @@ class RejectRow(Base):
 
 
 class AuditRow(Base):
-    """A verdict on a release: `passed`, `failed`, `measured` where nothing was required, or `broken`."""
+    """An audit of a release, with a `connector.states.AuditVerdict`."""
 
     __tablename__ = "audit"
 

@@ -55,6 +55,7 @@ from connector.releases.release import load_release
 from connector.releases.rights import check_may_write, present
 from connector.releases.store_identity import claim_collection, here, no_release, record_store
 from connector.releases.tombstones import apply_tombstones
+from connector.states import ReleaseState
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)
@@ -232,7 +233,7 @@ class Deletion:
         failed: ModalignError | None = None
         for row in rows:
             try:
-                if row.state != "building":
+                if row.state != ReleaseState.BUILDING:
                     self._write_outdated(row)
             except (StoreUnavailableError, StoreBusyError, ProvenanceError):
                 raise
@@ -292,7 +293,7 @@ class Deletion:
         try:
             release = load_release(self.provenance, self.store, row)
         except (AlignmentError, MismatchError) as error:
-            if row.state != "retired":
+            if row.state != ReleaseState.RETIRED:
                 raise
             _log.warning(
                 "release %s (retired) has lost the points, and no rollback returns to it: %s", row.physical_name, error

@@ -11,6 +11,7 @@ from connector.errors import FilterError, SettingsError
 from connector.provenance.tables import ReleaseRow
 from connector.releases.payload_fields import missing_in_words, unlike_in_words
 from connector.releases.points import CAPTION_KEY, Item, image_keys, item_of, point_id
+from connector.states import ReleaseState
 from connector.stores.contract import Store
 from connector.stores.payload_kinds import check_kinds, fields_of
 
@@ -73,7 +74,7 @@ def items_matching(asked: Asked, collection: str, rows: Iterable[ReleaseRow], st
     strange: set[str] = set()
     missing: list[str] = []
     for row in rows:
-        if row.state != "retired":
+        if row.state != ReleaseState.RETIRED:
             indexes = row.settings.get("payload_indexes", {})
             check_kinds(asked.filter, indexes, what=f"filter on release {row.physical_name}")
             for page in store.scroll(row.physical_name, filter=asked.filter):
@@ -142,7 +143,7 @@ def say_texts_that_stay(rows: Sequence[ReleaseRow], items: Collection[Item], sto
     """
     own: set[str] = set()
     of_groups: set[str] = set()
-    for row in [row for row in rows if row.state != "retired"][:1]:
+    for row in [row for row in rows if row.state != ReleaseState.RETIRED][:1]:
         for texts in _texts_beside(row, items, store):
             images: dict[str, list[Item]] = {
                 text: [("image", key) for key in image_keys(text)] for text in texts if ("text", text) not in items

@@ -26,6 +26,7 @@ from connector.releases.recorded_settings import collection_config
 from connector.releases.release import Release, check_alignment, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present, shows
 from connector.releases.store_identity import FOREIGN, check_owner, claim_collection, here, owner
+from connector.states import ReleaseState
 from connector.stores.contract import Store
 from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, Layout, PayloadKind, checked_layout
 from connector.stores.payload_paths import canonical_path
@@ -80,14 +81,16 @@ class ReleaseOpener:
         metric_of = {physical_name(self.collection, metric, self.alignment): metric for metric in metrics}
         place = {"store_id": here(self.provenance, self.store), "collection": self.collection}
         rows = {row.physical_name: row for row in self.provenance.releases.find(**place) if row.dropped_at is None}
-        written = [row for name, row in rows.items() if row.state != "retired" or name in metric_of]
+        written = [row for name, row in rows.items() if row.state != ReleaseState.RETIRED or name in metric_of]
         exist = {row.physical_name for row in present(self.store, written)} & metric_of.keys()
         exist |= {name for name in metric_of.keys() - rows.keys() if shows(self.store, name)}  # SQL has lost them
         check_may_write(self.store, sorted(exist))
         aliases = self.store.aliases()
         purposes = [f"creating collection {name}" for name in metric_of.keys() - exist]
         for name, metric in metric_of.items():
-            row = rows.get(name) or ReleaseRow(**place, physical_name=name, metric=str(metric), state="building")
+            row = rows.get(name) or ReleaseRow(
+                **place, physical_name=name, metric=str(metric), state=ReleaseState.BUILDING
+            )
             if name in exist and goes_live(self.provenance, self.store, row, aliases):
                 purposes.append(f"making release {name} live")
         if purposes:
@@ -202,9 +205,11 @@ class ReleaseOpener:
             check_alignment(self.provenance, row, self.alignment)
             check_row(row, metric, lowering)
             check_settings(row)
-            if row.state == "retired":  # or its drop was interrupted
+            if row.state == ReleaseState.RETIRED:  # or its drop was interrupted
                 dropped: dict[str, Any] = {"settings": {}} if row.dropped_at or row.drop_begun_at else {}
-                self.provenance.releases.change(row, state="building", drop_begun_at=None, dropped_at=None, **dropped)
+                self.provenance.releases.change(
+                    row, state=ReleaseState.BUILDING, drop_begun_at=None, dropped_at=None, **dropped
+                )
             return row, True
         row = ReleaseRow(
             store_id=here(self.provenance, self.store),
@@ -216,7 +221,7 @@ class ReleaseOpener:
             dim=lowering.dim,
             lowering_version=lowering.version,
             settings={},
-            state="building",
+            state=ReleaseState.BUILDING,
             points=0,
             created_at=now(),
         )
@@ -228,7 +233,11 @@ class ReleaseOpener:
         A collection with points may be live although SQL does not know them, and stays. An empty one may be about to be
         written by another run. That one has recorded the layout, which ends the creation: the collection is whole.
         """
-        if row.state != "building" or self.store.count(row.physical_name) or self.provenance.ledger.points(row.id):
+        if (
+            row.state != ReleaseState.BUILDING
+            or self.store.count(row.physical_name)
+            or self.provenance.ledger.points(row.id)
+        ):
             return False
         if not row.settings:
             return True
@@ -354,7 +363,7 @@ class ReleaseOpener:
         self.provenance.stores.mark_claimed(row.store_id)
         layout = {name: getattr(config, name) for name in FIELDS}
         tuning = {"hnsw_ef": None, "hnsw_recall": None, "needs_tuning": False, "fusion": None}
-        self.provenance.releases.restart(row, settings=layout, state="building", **tuning)
+        self.provenance.releases.restart(row, settings=layout, state=ReleaseState.BUILDING, **tuning)
 
 
 def open_others(
@@ -371,7 +380,7 @@ def open_others(
     """
     others = []
     for row in provenance.releases.find(store_id=here(provenance, store), collection=collection):
-        if row.state == "retired" or row.physical_name in requested:
+        if row.state == ReleaseState.RETIRED or row.physical_name in requested:
             continue
         try:
             release = load_release(provenance, store, row)

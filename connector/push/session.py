@@ -38,7 +38,6 @@ from connector.errors import (
 from connector.progress import Advance
 from connector.provenance.leases import orphan_lock, promotion_lock
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE, READY
 from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter
 from connector.push.open_releases import ReleaseOpener, at_work, chosen_layout, open_others, take_back
@@ -58,6 +57,7 @@ from connector.releases.verify import check_replicas
 from connector.requests import INDEX_RECALL
 from connector.search.ef_tuning import sample, tune
 from connector.search.fusion_tuning import tune_fusion
+from connector.states import ReleaseState
 from connector.stores.collection import CollectionInfo
 from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS
@@ -278,7 +278,7 @@ class PushSession:
         for writer in self.writers:
             if writer.requested:
                 release = writer.release
-                if release.row.state == "building" and not self.provenance.ledger.points(release.row.id):
+                if release.row.state == ReleaseState.BUILDING and not self.provenance.ledger.points(release.row.id):
                     raise EmptyReleaseError(
                         f"release {release.name} holds nothing: expected rows of embedding set "
                         f"{embedding_set.path.name}, got none that could be written; `modalign rejects {self.run.id}` "
@@ -326,12 +326,12 @@ class PushSession:
                 make_live(self.provenance, self.store, releases)
         for writer in self.writers:
             # A release that another push is building is complete when that push says so.
-            if not writer.requested and writer.release.row.state != "building":
+            if not writer.requested and writer.release.row.state != ReleaseState.BUILDING:
                 _verify(writer.release, embedding_set, set_id, self.store, self.provenance, self.run)
 
     def _breaks_filters(self, release: Release) -> bool:
         """Say, also in a warning, whether filters that work on the collection's live releases would not on this one."""
-        if release.row.state == LIVE:
+        if release.row.state == ReleaseState.LIVE:
             return False
         rows = self.provenance.releases.find(store_id=release.row.store_id, collection=release.row.collection)
         live = live_beside(rows, release.row.metric)
@@ -378,7 +378,7 @@ def _verify(
         )
     untuned = release.row.needs_tuning or release.row.fusion is None
     needs_tuning = untuned or (info.indexed and release.hnsw_ef is None)
-    if needs_tuning or release.row.state == "building" or release.row.points != recorded:
+    if needs_tuning or release.row.state == ReleaseState.BUILDING or release.row.points != recorded:
         tuned = None
         if info.indexed:
             # Queries from a part of the release say nothing of the rest: then `hnsw_ef` only grows.
@@ -389,5 +389,5 @@ def _verify(
         tuning: dict[str, Any] = {"hnsw_ef": ef, "hnsw_recall": recall, "needs_tuning": False}
         tuning["fusion"] = fusion.recorded() if fusion else None
         provenance.releases.change(release.row, points=recorded, **tuning)
-        if release.row.state == "building":
-            provenance.releases.change(release.row, state=READY)
+        if release.row.state == ReleaseState.BUILDING:
+            provenance.releases.change(release.row, state=ReleaseState.READY)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE
 from connector.provenance.tables import ReleaseRow
 from connector.releases.rights import is_hidden
+from connector.states import ReleaseState
 
 if TYPE_CHECKING:  # a status names aliases: it must not load metrics, alignments and stores
     from alignment.metrics import Metric
@@ -36,7 +36,7 @@ def alias_fault(provenance: Provenance, store: "Store", row: ReleaseRow) -> str 
 
     None: it does, or the release is not live, or the key does not show the alias, which `alias_unseen` says.
     """
-    if row.state != LIVE:
+    if row.state != ReleaseState.LIVE:
         return None
     alias = alias_name(row.collection, row.metric)
     target = store.aliases().get(alias)
@@ -60,7 +60,7 @@ def alias_fault(provenance: Provenance, store: "Store", row: ReleaseRow) -> str 
 def alias_unseen(store: "Store", row: ReleaseRow) -> str | None:
     """Say that it is not known where the alias of a live release leads, because the key does not show it."""
     alias = alias_name(row.collection, row.metric)
-    if row.state != LIVE or alias in store.aliases() or not is_hidden(store, alias):
+    if row.state != ReleaseState.LIVE or alias in store.aliases() or not is_hidden(store, alias):
         return None
     return f"alias {alias} was not compared: the key for {store.url} does not show it; `r` on the alias shows it"
 
@@ -83,7 +83,9 @@ def goes_live(provenance: Provenance, store: "Store", row: ReleaseRow, aliases: 
     release does not switch aliases.
     """
     alias = alias_name(row.collection, row.metric)
-    if row.state == LIVE and (is_hidden(store, alias) if alias not in aliases else aliases[alias] == row.physical_name):
+    if row.state == ReleaseState.LIVE and (
+        is_hidden(store, alias) if alias not in aliases else aliases[alias] == row.physical_name
+    ):
         return False
     return _alias_is_free(provenance, row, aliases)
 
@@ -98,7 +100,7 @@ def make_live(provenance: Provenance, store: "Store", releases: "Sequence[Releas
     if changed := {alias: release.name for alias, release in wanted.items() if current.get(alias) != release.name}:
         store.set_aliases(changed)
     for release in wanted.values():
-        provenance.releases.change(release.row, state=LIVE)
+        provenance.releases.change(release.row, state=ReleaseState.LIVE)
     return bool(changed)
 
 
@@ -106,7 +108,9 @@ def _alias_is_free(provenance: Provenance, row: ReleaseRow, aliases: Mapping[str
     place = {"store_id": row.store_id, "collection": row.collection}
     if any(p.metric == row.metric for p in provenance.releases.unfinished_promotions(**place)):
         return False
-    if row.state == LIVE:
+    if row.state == ReleaseState.LIVE:
         return True
     target = aliases.get(alias_name(row.collection, row.metric), row.physical_name)
-    return target == row.physical_name and not provenance.releases.find(**place, metric=row.metric, state=LIVE)
+    return target == row.physical_name and not provenance.releases.find(
+        **place, metric=row.metric, state=ReleaseState.LIVE
+    )

@@ -5,8 +5,9 @@ from collections.abc import Sequence, Set
 
 from alignment.names import names_there
 from connector.errors import CollectionNotFoundError, SettingsError
-from connector.provenance.releases import LIVE, PROMOTE, READY, ROLLBACK
+from connector.provenance.releases import PROMOTE, ROLLBACK
 from connector.provenance.tables import PromotionRow, ReleaseRow
+from connector.states import ReleaseState
 
 _log = logging.getLogger(__name__)
 
@@ -26,28 +27,28 @@ def ready_releases(
         CollectionNotFoundError: there is no such release, or it is not ready.
     """
     of_these = [row for row in rows if not metrics or row.metric in metrics]
-    named = named_releases(rows, [name for name in names if name != READY], collection)
+    named = named_releases(rows, [name for name in names if name != ReleaseState.READY], collection)
     chosen = [row for row in named if row in of_these]
-    if READY in names or not names:
+    if ReleaseState.READY in names or not names:
         chosen += [row for row in choose_ready(of_these) if row not in chosen]
-        chosen = chosen or [row for row in of_these if row.state == LIVE]
+        chosen = chosen or [row for row in of_these if row.state == ReleaseState.LIVE]
     if len({row.metric for row in chosen}) < max(len(chosen), len(metrics), 1):
         raise CollectionNotFoundError(
             f"expected one ready release of collection {collection!r} for each metric, got "
             f"{', '.join(row.physical_name for row in chosen) or 'none'}; `modalign status {collection}` shows all"
         )
     for row in chosen:
-        if row.state not in (READY, LIVE):
+        if row.state not in (ReleaseState.READY, ReleaseState.LIVE):
             raise CollectionNotFoundError(
                 f"release {row.physical_name} is {row.state}, expected a ready one; push its embedding sets again"
             )
-    return [row for row in chosen if row.state == READY]
+    return [row for row in chosen if row.state == ReleaseState.READY]
 
 
 def newest_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
     """Return the ready releases of the newest alignment that is not older than the live one."""
     # Repeated after it took effect, a promotion must not go on to an older shadow.
-    ahead = [row for row in rows if row.state == READY and not _is_older(row, rows)]
+    ahead = [row for row in rows if row.state == ReleaseState.READY and not _is_older(row, rows)]
     newest = max((row.alignment_id for row in ahead), default=0)
     return [row for row in ahead if row.alignment_id == newest]
 
@@ -55,7 +56,7 @@ def newest_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
 def choose_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
     """Return these releases, and say which ready ones are none of them because they are older than what is live."""
     for row in rows:
-        if row.state == READY and _is_older(row, rows):
+        if row.state == ReleaseState.READY and _is_older(row, rows):
             _log.info(
                 "release %s is ready, of an older alignment than the live one: --release promotes it", row.physical_name
             )
@@ -64,7 +65,7 @@ def choose_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
 
 def _is_older(row: ReleaseRow, rows: Sequence[ReleaseRow]) -> bool:
     """Whether a release has an older alignment than the live one of its metric among `rows`."""
-    live = {other.metric: other.alignment_id for other in rows if other.state == LIVE}
+    live = {other.metric: other.alignment_id for other in rows if other.state == ReleaseState.LIVE}
     return row.alignment_id < live.get(row.metric, 0)
 
 
@@ -147,7 +148,7 @@ def once_live_releases(
     once_live = {number for promotion in made for number in (promotion.release_id, promotion.previous_id)}
     targets = named_releases(rows, names, collection)
     for row in targets:
-        if row.drop_begun_at or (row.state != LIVE and row.id not in once_live):
+        if row.drop_begun_at or (row.state != ReleaseState.LIVE and row.id not in once_live):
             raise CollectionNotFoundError(
                 f"release {row.physical_name} {'is being dropped' if row.drop_begun_at else 'was never live'}; "
                 "expected one that was live before; `modalign promote` makes a ready one live"

@@ -8,12 +8,13 @@ taken over stays: SQL alone forgets it.
 from collections.abc import Collection, Sequence
 
 from connector.errors import MismatchError, SettingsError
-from connector.provenance.releases import LIVE, PROMOTE
+from connector.provenance.releases import PROMOTE
 from connector.provenance.tables import ReleaseRow
 from connector.releases.choice import is_undone, named_releases
 from connector.releases.promotion import Lifecycle
 from connector.releases.rights import check_may_manage
 from connector.releases.store_identity import FOREIGN, check_owner
+from connector.states import ReleaseState
 
 
 def droppable(lifecycle: Lifecycle, *, names: Sequence[str] = (), retired: bool = False) -> list[ReleaseRow]:
@@ -29,7 +30,7 @@ def droppable(lifecycle: Lifecycle, *, names: Sequence[str] = (), retired: bool 
         raise SettingsError("expected releases by name or all that are retired, got neither or both")
     rows = lifecycle.rows()
     chosen = (
-        [row for row in rows if row.state == "retired"]
+        [row for row in rows if row.state == ReleaseState.RETIRED]
         if retired
         else named_releases(rows, names, lifecycle.collection)
     )
@@ -39,7 +40,7 @@ def droppable(lifecycle: Lifecycle, *, names: Sequence[str] = (), retired: bool 
     for alias, name in sorted(lifecycle.store.aliases().items()):
         aliases.setdefault(name, alias)
     for row in chosen:
-        if row.state == LIVE or row.physical_name in aliases:
+        if row.state == ReleaseState.LIVE or row.physical_name in aliases:
             alias = aliases.get(row.physical_name, "an alias")
             raise MismatchError(
                 f"release {row.physical_name} is live: {alias} names it; promote another one, or roll it back, and "

@@ -4,6 +4,7 @@ from alignment.plurals import counted
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, ReleaseRow
 from connector.releases.chain import search_settings
+from connector.states import AuditVerdict
 from connector.stores.contract import Store
 
 
@@ -20,11 +21,11 @@ def newest_audit(provenance: Provenance, store: Store, row: ReleaseRow) -> tuple
 def _verdict(audit: AuditRow) -> str | None:
     """Say why the verdict itself does not allow it."""
     match audit.verdict:
-        case "measured":
+        case AuditVerdict.MEASURED:
             return "required nothing"
-        case "broken":
+        case AuditVerdict.BROKEN:
             return f"found it broken: {audit.settings.get('broken')}"
-        case "failed":
+        case AuditVerdict.FAILED:
             return f"has failed: {', '.join(audit.settings.get('failed_requirements', []))}"
     return None
 

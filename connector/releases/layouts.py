@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from alignment.metrics import METRICS, Metric
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_name
 from connector.releases.release import DEFAULT_METRIC
 from connector.releases.store_identity import here
+from connector.states import ReleaseState
 from connector.stores.contract import Store
 from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, SEARCH_FIELDS, Layout, PayloadKind, value_kind
 from connector.stores.payload_kinds import unanswered
@@ -57,9 +57,12 @@ def inherited(provenance: Provenance, store: Store, collection: str, metric: Met
     Where SQL has lost them, the aliases of the store name the live ones. None: the collection is new.
     """
     rows = provenance.releases.find(store_id=here(provenance, store), collection=collection)
-    rows = [row for row in rows if row.settings and row.state != "retired"]
+    rows = [row for row in rows if row.settings and row.state != ReleaseState.RETIRED]
     if rows:
-        best = min(rows, key=lambda r: (r.state != LIVE, r.metric != str(metric), r.metric != DEFAULT_METRIC, -r.id))
+        best = min(
+            rows,
+            key=lambda r: (r.state != ReleaseState.LIVE, r.metric != str(metric), r.metric != DEFAULT_METRIC, -r.id),
+        )
         return Inherited(best.physical_name, complete(best.settings))
     aliases = store.aliases()
     for alias in (alias_name(collection, each) for each in (metric, METRICS[DEFAULT_METRIC], *METRICS.values())):
@@ -93,7 +96,7 @@ def layout_differences(live: ReleaseRow, other: ReleaseRow) -> list[str]:
 
 def live_beside(rows: Sequence[ReleaseRow], metric: str) -> ReleaseRow | None:
     """Return the live release whose filters have to work on one under `metric`: of that metric, or else of another."""
-    live = [row for row in rows if row.state == LIVE]
+    live = [row for row in rows if row.state == ReleaseState.LIVE]
     return min(live, key=lambda row: (row.metric != metric, row.metric != DEFAULT_METRIC, -row.id), default=None)
 
 

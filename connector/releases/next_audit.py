@@ -3,9 +3,9 @@
 import shlex
 
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import ReleaseRow
 from connector.releases.choice import newest_ready
+from connector.states import ReleaseState
 
 FIRST_REQUIREMENT = "recall@10>=0.4"  # as the README has it, where nothing was required yet
 
@@ -18,9 +18,11 @@ def audit_command(provenance: Provenance, row: ReleaseRow) -> str:
     required again: the baseline may be gone.
     """
     collection = provenance.releases.find(store_id=row.store_id, collection=row.collection, dropped_at=None)
-    which = READY if row.id in {ready.id for ready in newest_ready(collection)} else row.physical_name
-    words = [] if row.state == LIVE else ["--release", which]
-    audits = filter(None, (provenance.audits.newest(other.id) for other in collection if other.state == LIVE))
+    which = ReleaseState.READY if row.id in {ready.id for ready in newest_ready(collection)} else row.physical_name
+    words = [] if row.state == ReleaseState.LIVE else ["--release", which]
+    audits = filter(
+        None, (provenance.audits.newest(other.id) for other in collection if other.state == ReleaseState.LIVE)
+    )
     own = provenance.audits.newest(row.id)
     newest = own if own and own[1].parameters.get("require") else max(audits, key=lambda made: made[0].id, default=None)
     asked = newest[1].parameters if newest else {}

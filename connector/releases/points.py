@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha1
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -14,6 +14,7 @@ from alignment.metrics import Guarantee, with_seen
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.seen_items import SeenItems
+from alignment.retrieval.kinds import HELD_OUT
 from alignment.sets.rows import Rows
 from alignment.value_kinds import kind_of
 from alignment.vectors import FloatArray, invalid_rows
@@ -27,9 +28,9 @@ from connector.stores.points import Payload, Points, Record
 
 Item = tuple[Modality, str]  # modality and key
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
-# What the payload field `split` says of an item: its group was held out from the fit, the fit saw its content, or
-# neither. Alignments of the first releases do not record what their fit saw: all but held-out items count as seen.
-HELD_OUT: Literal["held-out"] = "held-out"
+# What the payload field `split` says of an item: `HELD_OUT`, its group was held out from the fit; the fit saw its
+# content; or neither. Alignments of the first releases do not record what their fit saw: all but held-out items count
+# as seen.
 FITTED, NEW = "fitted", "new"
 CAPTION_KEY = re.compile(r"#\d+$")
 

@@ -34,7 +34,7 @@ from connector.errors import (
 )
 from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE, PROMOTE, READY, ROLLBACK
+from connector.provenance.releases import PROMOTE, ROLLBACK
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_fault, alias_name
 from connector.releases.choice import once_live_releases, ready_releases, replaced_releases
@@ -54,6 +54,7 @@ from connector.releases.store_identity import (
 )
 from connector.releases.verify import verify
 from connector.settings import checked_name
+from connector.states import ReleaseState
 from connector.stores.contract import Store
 
 
@@ -158,7 +159,7 @@ class Lifecycle:
         of_metrics = {str(parse(metric)) for metric in metrics}
         with self.exclusive(run_id) as lease:
             rows = self.rows()
-            finished = self._finished(PROMOTE, run_id, lease, request, named=bool({*names} - {READY}))
+            finished = self._finished(PROMOTE, run_id, lease, request, named=bool({*names} - {ReleaseState.READY}))
             if finished is not None:
                 if not finished:
                     self._check_aliases(of_metrics)
@@ -170,7 +171,7 @@ class Lifecycle:
                 return []
             self._check_targets(chosen)
             check_may_manage(self.store, f"promoting releases of {self.collection}")
-            live = {row.metric: row for row in rows if row.state == LIVE}
+            live = {row.metric: row for row in rows if row.state == ReleaseState.LIVE}
             self._check_complete(chosen, live, run_id)
             promotions, refused = self._allowed(rows, chosen, run_id, forced)
             return self._begin_and_switch(promotions, run_id, lease, request, refused)
@@ -229,7 +230,7 @@ class Lifecycle:
     ) -> tuple[list[PromotionRow], dict[int, str]]:
         """Return the promotions of `chosen`, and by release why it may not go live though it is forced."""
         promotions, refused = [], {}
-        live = {row.metric: row for row in rows if row.state == LIVE}
+        live = {row.metric: row for row in rows if row.state == ReleaseState.LIVE}
         for row in chosen:
             audit, refusal = newest_audit(self.provenance, self.store, row)
             refusals = [f"{refusal}; audit with `{audit_command(self.provenance, row)}`"] if refusal else []
@@ -285,13 +286,13 @@ class Lifecycle:
             else:
                 targets = replaced_releases(rows, made, of_metrics, self.collection)
             of_targets = {target.metric for target in targets}
-            targets = [target for target in targets if target.state != LIVE]
+            targets = [target for target in targets if target.state != ReleaseState.LIVE]
             self._check_aliases(of_targets, {target.metric for target in targets})
             if not targets:
                 return []
             self._check_targets(targets)
             check_may_manage(self.store, f"rolling back releases of {self.collection}")
-            live = {row.metric: row for row in rows if row.state == LIVE}
+            live = {row.metric: row for row in rows if row.state == ReleaseState.LIVE}
             for target in targets:
                 self._verify(target, run_id)
             back = [self._promotion(ROLLBACK, run_id, target, live.get(target.metric)) for target in targets]

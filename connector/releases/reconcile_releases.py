@@ -17,7 +17,6 @@ from connector.errors import (
 from connector.progress import progress
 from connector.provenance.leases import orphan_lock, promotion_lock, repair_lock
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE, READY
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_fault, alias_name, make_live
@@ -27,6 +26,7 @@ from connector.releases.reconcile import ReconcileReport, delete_orphans, reconc
 from connector.releases.release import Release, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present
 from connector.releases.store_identity import claim_collection, claim_fault, here, record_store
+from connector.states import ReleaseState
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def repair_releases(
                 provenance, store, row, device, seed=run.id, full=full, repair=run, orphans=ids
             )
             found += report.orphans.count
-            if release is not None and row.state == LIVE:
+            if release is not None and row.state == ReleaseState.LIVE:
                 _restore_alias(provenance, store, release, run)
             if release is not None and report.orphans.count:
                 repaired.append((release, ids))
@@ -128,7 +128,7 @@ def _restore_alias(provenance: Provenance, store: Store, release: Release, run: 
     with promotion_lock(provenance.database, row.store_id, row.collection, run.id):
         provenance.releases.refresh(row)  # a promotion may have ended meanwhile
         is_free = alias_name(row.collection, release.metric) not in store.collections()
-        if row.state == LIVE and is_free and make_live(provenance, store, [release]):
+        if row.state == ReleaseState.LIVE and is_free and make_live(provenance, store, [release]):
             run.counts["restored"] += 1
 
 
@@ -148,7 +148,7 @@ def _rows(provenance: Provenance, store: Store, collection: str | None) -> list[
         rows = provenance.releases.find(store_id=here(provenance, store))
     else:
         rows = Lifecycle(provenance, store, collection).rows()
-    return [row for row in rows if row.state in (LIVE, READY)]
+    return [row for row in rows if row.state in (ReleaseState.LIVE, ReleaseState.READY)]
 
 
 def _reconcile(
@@ -180,7 +180,7 @@ def _reconcile(
 def _name_others(provenance: Provenance, store: Store, collection: str | None) -> None:
     store_id = here(provenance, store)
     for row in provenance.releases.find(**({} if collection is None else {"collection": collection})):
-        if row.state in (LIVE, READY) and row.store_id != store_id:
+        if row.state in (ReleaseState.LIVE, ReleaseState.READY) and row.store_id != store_id:
             _log.warning(
                 "release %s (%s) is in the store %s and was not compared; run `modalign verify` on that store too",
                 row.physical_name,

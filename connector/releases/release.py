@@ -22,12 +22,12 @@ from alignment.names import names_there
 from alignment.retrieval.thresholds import holds
 from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import ReleaseRow
 from connector.releases.chain import chain, check_chain, check_row, check_settings
 from connector.releases.fusion import Fusion
 from connector.releases.store_identity import check_owner, here, lost_collection, no_release
 from connector.settings import checked_name
+from connector.states import ReleaseState
 from connector.stores.contract import Store
 from connector.stores.layout import Layout, PayloadKind
 
@@ -128,7 +128,7 @@ def open_release(
     collection: str,
     metric: str | None = None,
     *,
-    which: str = LIVE,
+    which: str = ReleaseState.LIVE,
     device: str = "auto",
 ) -> Release:
     """Open a release of `collection` under `metric` and check its chain.
@@ -151,7 +151,7 @@ def open_release(
 
 
 def find_release_row(
-    provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, which: str = LIVE
+    provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, which: str = ReleaseState.LIVE
 ) -> ReleaseRow:
     """Return the row of the release that `open_release` would open.
 
@@ -161,10 +161,10 @@ def find_release_row(
     checked_name(collection, "collection")
     store_id = here(provenance, store)
     rows = provenance.releases.find(store_id=store_id, collection=collection)
-    if which in (LIVE, READY):
+    if which in (ReleaseState.LIVE, ReleaseState.READY):
         rows = newest(row for row in rows if row.state == which)
     else:
-        known = [row for row in rows if row.state != "building" and not row.dropped_at]
+        known = [row for row in rows if row.state != ReleaseState.BUILDING and not row.dropped_at]
         if known and which not in (names := [row.physical_name for row in known]):
             raise CollectionNotFoundError(
                 f"no finished release {which!r} of collection {collection!r}; it has {names_there(which, names)}"

@@ -9,12 +9,12 @@ from alignment.modality import Modality
 from alignment.plurals import counted
 from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
-from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, ReleaseRow, RunRow
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.lag import Lag, lag_of
 from connector.releases.next_audit import audit_command
 from connector.releases.store_identity import check_owner, lost_collection, no_release
+from connector.states import ReleaseState
 
 if TYPE_CHECKING:
     from connector.stores.contract import Store
@@ -87,7 +87,7 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
             alignments[row.alignment_id],
             encoders[row.alignment_id],
             provenance.stores.address(row.store_id),
-            None if row.state == "retired" else lag_of(provenance, row),
+            None if row.state == ReleaseState.RETIRED else lag_of(provenance, row),
             pending(provenance, row),
         )
         for row in rows
@@ -144,7 +144,11 @@ def _owner_faults(provenance: Provenance, store: "Store", row: ReleaseRow) -> li
 
 def _count_faults(provenance: Provenance, row: ReleaseRow, points: int | None) -> list[str]:
     """Say that a live or ready release holds more or fewer points than SQL says; not while another process writes."""
-    if points is None or row.state not in (LIVE, READY) or not (more := points - provenance.ledger.points(row.id)):
+    if (
+        points is None
+        or row.state not in (ReleaseState.LIVE, ReleaseState.READY)
+        or not (more := points - provenance.ledger.points(row.id))
+    ):
         return []
     if provenance.runs.writers(row.collection):
         return []
@@ -170,10 +174,10 @@ def pending(provenance: Provenance, row: ReleaseRow) -> str:
             return _half_switched(provenance, promotion, row)
     if row.drop_begun_at:
         return f"drop begun, not finished: run `modalign drop {row.collection} --release {row.physical_name}`"
-    if row.state == "building":
+    if row.state == ReleaseState.BUILDING:
         return "not written to the end: push its embedding sets again"
-    if row.state == READY:
-        live = provenance.releases.find(**place, state=LIVE)
+    if row.state == ReleaseState.READY:
+        live = provenance.releases.find(**place, state=ReleaseState.LIVE)
         named = (
             f" --release {row.physical_name}" if any(row.alignment_id < other.alignment_id for other in live) else ""
         )

@@ -6,16 +6,16 @@ from typing import Any
 
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
+from alignment.retrieval.kinds import HARMONIC, HELD_OUT, SEEN, UNSEEN
 from connector.audits.history import asked_as
-from connector.audits.kinds import HARMONIC, NEW_OR_KNOWN, SEEN, UNSEEN
+from connector.audits.kinds import NEW_OR_KNOWN
 from connector.audits.measures import MEASURES, trended
 from connector.audits.requirements import Requirement
-from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
+from connector.audits.result import Audit
 from connector.audits.stages import STAGES
 from connector.encoding.encoders import IMPORTED
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_name
-from connector.releases.points import HELD_OUT
 from connector.reports.audit_context import AuditContext, asked_how, provenance_chain
 from connector.reports.charts import Bar, Line, bars, lines, scatter, svg, waterfall
 from connector.reports.geometry_rows import geometry_tables
@@ -25,11 +25,12 @@ from connector.reports.seen_unseen_rows import seen_unseen_rows
 from connector.reports.trends import trend
 from connector.reports.worst_queries import Shown, shown_worst
 from connector.settings import MAX_PIXELS
+from connector.states import AuditVerdict
 
 HEADLINES = {
-    PASSED: "Passed: every requirement is met.",
-    MEASURED: "Measured: the audit has no requirements.",
-    BROKEN: "Broken: this release is damaged.",
+    AuditVerdict.PASSED: "Passed: every requirement is met.",
+    AuditVerdict.MEASURED: "Measured: the audit has no requirements.",
+    AuditVerdict.BROKEN: "Broken: this release is damaged.",
 }
 
 
@@ -53,7 +54,7 @@ def write_audit_page(path: Path, found: Audit, origin: AuditContext, *, max_pixe
     environment.filters |= FILTERS
     hashed = not origin.encoders["image"].spec.startswith(f"{IMPORTED}:")
     shown = Shown(hashed, max_pixels)
-    sections = {} if found.verdict == BROKEN else _sections(found, shown)
+    sections = {} if found.verdict == AuditVerdict.BROKEN else _sections(found, shown)
     page = environment.get_template("audit.html").render(
         found=found,
         origin=origin,
@@ -75,7 +76,7 @@ def write_audit_page(path: Path, found: Audit, origin: AuditContext, *, max_pixe
 
 
 def _headline(found: Audit) -> str:
-    if found.verdict != FAILED:
+    if found.verdict != AuditVerdict.FAILED:
         return HEADLINES[found.verdict]
     unmet = len({failure.requirement.text for failure in found.failures})
     return f"Failed: {unmet} {'requirement is' if unmet == 1 else 'requirements are'} not met."
@@ -83,7 +84,7 @@ def _headline(found: Audit) -> str:
 
 def _asked(found: Audit) -> str:
     plan = found.plan
-    if found.verdict == BROKEN:
+    if found.verdict == AuditVerdict.BROKEN:
         return f"Nothing was measured. The queries were to come from embedding set {found.pairs}."
     counts = " and ".join(counted(found.queries_of(d), asking) for d, (asking, _) in DIRECTIONS.items())
     sizes = " and ".join(counted(size, modality) for modality, size in found.gallery.items())
@@ -247,7 +248,7 @@ def _shared(found: Audit) -> str:
 def _history(found: Audit, origin: AuditContext) -> dict[str, Any]:
     """Return the comparable audits, and charts of their measures if there are several."""
     alike, asked = origin.moments, asked_as(found.plan, found.pairs)
-    measured = [moment for moment in alike if moment.verdict != BROKEN]
+    measured = [moment for moment in alike if moment.verdict != AuditVerdict.BROKEN]
     if len(measured) < 2:
         return {"alike": alike, "asked": asked, "pictures": []}
     recall = f"recall@{found.plan.k}"

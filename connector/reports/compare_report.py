@@ -17,6 +17,7 @@ from alignment.durable import write_durably
 from alignment.durable_directory import new_directory, remove_leftovers
 from alignment.metrics import parse
 from alignment.object_storage import is_remote
+from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.errors import OutputError
@@ -158,7 +159,7 @@ def _fit(fitted: Fitted) -> dict[str, Any]:
         "encoders": fitted.pair,
         "method": fitted.method,
         "hyperparameters": chosen.hyperparameters,
-        "validation": {"harmonic": chosen.score, "held_out": chosen.held_out, **counts},
+        "validation": {HARMONIC: chosen.score, "held_out": chosen.held_out, **counts},
         "choice_seconds": fitted.choice_seconds,
         "fit_seconds": fitted.fit_seconds,
         "multiply_adds": fitted.multiply_adds,
@@ -228,7 +229,7 @@ def whole_table(comparison: Comparison) -> Iterator[dict[str, Any]]:
             before, after, judged = row.whole.mean(0), row.whole.mean(1), row.whole.judged
             recalls = {
                 f"{kind} R@{k}": f"{after[kind][f'recall@{k}']:.3f} ({before[kind][f'recall@{k}']:.3f})"
-                for kind in ("unseen", "seen")
+                for kind in (UNSEEN, SEEN)
                 for k in (1, 10)
             }
             yield {
@@ -236,7 +237,7 @@ def whole_table(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "method": fitted.method,
                 "metric": row.metric.partition("(")[0],
                 **recalls,
-                "harmonic R@10": f"{judged} ({before['harmonic']['recall@10']:.3f})",
+                "harmonic R@10": f"{judged} ({before[HARMONIC]['recall@10']:.3f})",
                 "first places of seen": f"{after['first_places']:.3f} ({before['first_places']:.3f})",
                 "fair": round(after["fair"], 3),
             }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from connector.audits.result import Audit
 from connector.reports.output_files import write_file
+from connector.states import AuditVerdict
 
 
 def write_prometheus(path: Path, audits: Sequence[Audit]) -> None:
@@ -29,7 +30,7 @@ def write_prometheus(path: Path, audits: Sequence[Audit]) -> None:
     high = Gauge("modalign_audit_measure_high", "Upper end of its 95% interval", [*release, *of], registry=registry)
     for audit in audits:
         audited = dict(zip(release, (audit.row.collection, audit.row.metric, audit.row.physical_name), strict=True))
-        for name in ("passed", "failed", "measured", "broken"):
+        for name in AuditVerdict:
             verdict.labels(**audited, verdict=name).set(audit.verdict == name)
         ended.labels(**audited).set_to_current_time()
         for m in audit.measures:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from alignment.modality import DIRECTIONS
-from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
+from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.result import Audit
 from connector.audits.seen_unseen_result import SeenUnseenResult
 from connector.reports.charts import seen_unseen, svg

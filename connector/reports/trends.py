@@ -10,6 +10,7 @@ from connector.audits.measure import BOTH
 from connector.audits.measures import find_measure
 from connector.reports.charts import Line, lines, svg
 from connector.reports.glossary import called
+from connector.states import AuditVerdict
 
 TICKS = 6
 KINDS = {"text-to-image": ("text", "text → image"), "image-to-text": ("image", "image → text"), BOTH: ("both", "")}
@@ -56,7 +57,7 @@ def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside:
         floor=measure.low if measure else 0.0,
         ceiling=measure.high if measure else math.inf,
         rules=[number + 0.5 for number, (a, b) in enumerate(pairwise(moments)) if a.release != b.release],
-        crosses=[number for number, moment in enumerate(moments) if moment.verdict == "broken"],
+        crosses=[number for number, moment in enumerate(moments) if moment.verdict == AuditVerdict.BROKEN],
     )
     return svg(figure)
 

@@ -15,9 +15,9 @@ from alignment.fitting.fit import fit
 from alignment.metrics import Cosine, LearnedMetric, Nnn, parse
 from alignment.modality import DIRECTIONS
 from alignment.model.alignment import Alignment
+from alignment.retrieval.kinds import SEEN, UNSEEN
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.captions import CAPTIONED
-from connector.audits.kinds import SEEN, UNSEEN
 from connector.audits.result import Audit
 from connector.demo.emoji import SERVED, Demo
 from connector.requests import AuditRequest, CompareRequest, FitRequest, default_of

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from alignment.modality import MODALITIES, OTHER
+from alignment.retrieval.kinds import SEEN
 from alignment.sets.hold_out import HoldOut
-from connector.audits.kinds import SEEN
 from connector.home import Home
-from connector.provenance.releases import LIVE
 from connector.requests import AuditRequest, ExportRequest, PromoteRequest
 from connector.settings import Settings
+from connector.states import ReleaseState
 from tests.support.exports import example, spec_of
 from tests.support.qdrant_nodes import Server
 from tests.support.torch_operators import operators_read_once
@@ -56,7 +56,7 @@ def test_it_is_audited_promoted_and_searched_alike_by_a_retriever_and_by_plain_h
         exported = tmp_path / "exported"
         home.export(ExportRequest(alignment="b", metric=str(shadow.metric), to=exported, collection=collection))
         retriever, X = home.retriever(collection, metric), embedded("text", latent(3, seed=9), noise=0.2)
-        assert (retriever.release.name, retriever.release.row.state) == (shadow.name, LIVE)
+        assert (retriever.release.name, retriever.release.row.state) == (shadow.name, ReleaseState.LIVE)
         results = retriever.search_embeddings("text", X, K, encoder=cards()["text"].fingerprint)
     assert any(hit.seen_offset for hits in results for hit in hits)
     np.save(tmp_path / "texts.npy", X)

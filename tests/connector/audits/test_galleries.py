@@ -12,6 +12,7 @@ import pytest
 from alignment.errors import MeasureError
 from alignment.metrics import parse
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
+from alignment.retrieval.kinds import HELD_OUT
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
 from alignment.retrieval.ranks import IntArray
 from alignment.sets.hold_out import HoldOut
@@ -31,7 +32,7 @@ from connector.audits.plan import AuditPlan
 from connector.audits.result import Audit
 from connector.errors import MismatchError
 from connector.provenance.tables import ReleaseRow
-from connector.releases.points import HELD_OUT, point_id
+from connector.releases.points import point_id
 from connector.releases.release import Release
 from tests.support.errors import raises
 from tests.support.world import (

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.metrics import Distance, Guarantee, Lowering, Metric, Rescored, parse
+from alignment.retrieval.kinds import HELD_OUT
 from alignment.retrieval.ranks import RelevantRanks, top_k
 from alignment.vectors import FloatArray, l2_normalize
 from connector.audits.galleries import NOT_IN_GALLERY, BenchmarkFolds, Everything, Gallery, HeldOut, QuerySet
 from connector.audits.point_scan import Scan, in_one
 from connector.audits.reference import FEW, NATIVE, Truth, own_scores, truth, vectors_of
 from connector.releases.aligned_payload import ALIGNED, packed
-from connector.releases.points import HELD_OUT
 from connector.stores.points import Record
 from tests.support.world import ALL, LATENT, SOME, alignment, points_of, rows, scores
 

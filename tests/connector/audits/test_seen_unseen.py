@@ -15,13 +15,13 @@ from sqlalchemy import select
 from alignment.metrics import SeenOffset, parse
 from alignment.modality import DIRECTIONS, Modality
 from alignment.model.seen_items import SeenItems
+from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from connector.audits import seen_unseen
 from connector.audits.baseline import find_baseline
 from connector.audits.history import history
-from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.plan import AuditPlan
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement, check_known
