@@ -19,15 +19,17 @@ def newest_audit(provenance: Provenance, store: Store, row: ReleaseRow) -> tuple
 
 
 def _verdict(audit: AuditRow) -> str | None:
-    """Say why the verdict itself does not allow it."""
+    """Say why the verdict itself does not allow it. Only one that is known to allow it does."""
     match audit.verdict:
+        case AuditVerdict.PASSED:
+            return None
         case AuditVerdict.MEASURED:
             return "required nothing"
         case AuditVerdict.BROKEN:
             return f"found it broken: {audit.settings.get('broken')}"
         case AuditVerdict.FAILED:
             return f"has failed: {', '.join(audit.settings.get('failed_requirements', []))}"
-    return None
+    return f"has the verdict {audit.verdict!r}, which does not allow a promotion: expected {AuditVerdict.PASSED!s}"
 
 
 def _change_since(store: Store, row: ReleaseRow, audit: AuditRow) -> str | None:

@@ -214,6 +214,7 @@ class TestGate:
         (None, None, "was never audited"),
         ({"verdict": "failed"}, None, r"its newest audit, of run 3, has failed: recall@1>1"),
         ({"verdict": "measured"}, None, "required nothing"),
+        ({"verdict": "waived"}, None, "'waived'"),
         ({}, written_since, r"saw revision \d+ of the release, written to"),
         ({}, repaired_since, r"saw revision \d+ of the release, written to"),
         ({}, being_written, "a push into the release was not finished"),
