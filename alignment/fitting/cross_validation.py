@@ -278,7 +278,7 @@ def _race(
             projections = fitter.fit(hyperparameters)
             if fitter.interrupted and (scored or not first):
                 return scored, INTERRUPTED
-            scored.append(_candidate(name, hyperparameters, projections, fold, task))
+            scored.append(score_candidate(name, hyperparameters, projections, fold, task))
             ended = time.monotonic()
             pace.took(scored[-1].key, ended - started)
             started = ended
@@ -307,7 +307,7 @@ def _runners(
                 yield name, hyperparameters, fitter
 
 
-def _candidate(
+def score_candidate(
     method: str, hyperparameters: Hyperparameters, projections: Projections, fold: _Fold, task: FitSpec
 ) -> Candidate:
     """Measure fitted projections on a fold, in the whole collection and among unseen items alone."""

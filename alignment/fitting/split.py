@@ -77,13 +77,13 @@ class Identities:
             contents[modality] = np.concatenate(found)
             counts.append(len(contents[modality]))
         look_for_pandas()
-        codes, is_held_out = _numbered(pa.chunked_array(names, pa.large_string()), hold_out)
+        codes, is_held_out = number_groups(pa.chunked_array(names, pa.large_string()), hold_out)
         del names
         pa.default_memory_pool().release_unused()
         return cls(dict(zip(MODALITIES, np.split(codes, [counts[0]]), strict=True)), is_held_out, contents)
 
 
-def _numbered(names: pa.ChunkedArray, hold_out: HoldOut) -> tuple[IntArray, Mask]:
+def number_groups(names: pa.ChunkedArray, hold_out: HoldOut) -> tuple[IntArray, Mask]:
     """Return each name's place among the distinct ones in ascending order (n,), and which of these are held out (g,).
 
     A table of all names would take several times their own memory. So there is one of each range of names.

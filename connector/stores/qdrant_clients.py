@@ -62,7 +62,7 @@ def make_client(url: str, *, api_key: str | None, ca_file: Path | None, timeout:
         else:
             raise ValueError
         if api_key and parts.scheme in ("http", "grpc") and parts.hostname not in LOOPBACK:
-            _warn_of_open_key()
+            warn_of_open_key()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Api key is used with an insecure connection", UserWarning)
             client = ConsistentClient(**options)
@@ -76,7 +76,7 @@ def make_client(url: str, *, api_key: str | None, ca_file: Path | None, timeout:
 
 
 @cache
-def _warn_of_open_key() -> None:
+def warn_of_open_key() -> None:
     """Say once that the key is not encrypted; one that never leaves the machine need not be."""
     _log.warning("MODALIGN_QDRANT_API_KEY travels unencrypted; write https:// or grpcs:// if the server speaks TLS")
 

@@ -45,9 +45,19 @@ PART = ("keyword", "integer", "text")
 # Conditions that only an index of the kind makes sense of stand on fields of that kind alone.
 WORDS = ("text", "parts[].text")
 PATHS = [
-    *VALUES, *INDEXES, "parts", "parts[]", "parts[0].integer", "integer[0]", "keyword[]", "free[0]", "free[]", "size",
-    "nowhere", "nowhere.x",
-]  # fmt: skip
+    *VALUES,
+    *INDEXES,
+    "parts",
+    "parts[]",
+    "parts[0].integer",
+    "integer[0]",
+    "keyword[]",
+    "free[0]",
+    "free[]",
+    "size",
+    "nowhere",
+    "nowhere.x",
+]
 
 
 def _value(rng: random.Random, name: str) -> Any:

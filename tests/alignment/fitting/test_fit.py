@@ -410,7 +410,7 @@ def test_a_long_choice_says_how_far_it_is_and_how_long_it_takes(
 ) -> None:
     """The time left is what the same candidates took in the first fold, and is not guessed before."""
     now, took = [0.0], {"procrustes": 0.2, "ridge": 1.0, "rcca": 40.0}
-    score = validation._candidate
+    score = validation.score_candidate
 
     def slow(method: str, hyperparameters: dict[str, Any], *rest: Any) -> validation.Candidate:
         found = score(method, hyperparameters, *rest)
@@ -418,7 +418,7 @@ def test_a_long_choice_says_how_far_it_is_and_how_long_it_takes(
         return found
 
     monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(validation, "_candidate", slow)
+    monkeypatch.setattr(validation, "score_candidate", slow)
     said: list[tuple[float, str]] = []
     found = cross_validate(
         racers(rng), list(took), FitSpec(), folds=4, device=resolve("cpu"), progress=lambda x: said.append((now[0], x))

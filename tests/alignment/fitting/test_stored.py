@@ -286,7 +286,7 @@ def test_groups_are_numbered_by_name_in_ranges_that_hold_a_share_of_them(
 
     monkeypatch.setattr(pc, "sort_indices", watched)
     hold_out = HoldOut(fraction=0.5)
-    codes, is_held_out = split._numbered(pa.chunked_array(chunks, pa.large_string()), hold_out)
+    codes, is_held_out = split.number_groups(pa.chunked_array(chunks, pa.large_string()), hold_out)
     np.testing.assert_array_equal(codes, group_codes(names)[0])
     np.testing.assert_array_equal(is_held_out, hold_out.held_out(sorted(set(names))))
     assert sum(tables) == len(set(names))

@@ -108,14 +108,24 @@ def test_a_png_with_fewer_rows_than_it_promises_is_refused() -> None:
     assert "20" in detail(whole[:8] + b"".join(parts))
 
 
+# First column and step, first row and step, of each pass of an interlaced PNG.
+ADAM7 = [
+    ((0, 8), (0, 8)),
+    ((4, 8), (0, 8)),
+    ((0, 4), (4, 8)),
+    ((2, 4), (0, 4)),
+    ((0, 2), (2, 4)),
+    ((1, 2), (0, 2)),
+    ((0, 1), (1, 2)),
+]
+
+
 def test_interlaced_pngs_of_all_small_sizes_are_whole() -> None:
     for width in range(1, 10):
         for height in range(1, 10):
             rows = b"".join(b"\0" * 1 + b"\xff" * width for _ in range(height))
             size = 0
-            for left, top, right, down in (
-                (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
-            ):  # fmt: skip
+            for (left, right), (top, down) in ADAM7:
                 columns, lines = len(range(left, width, right)), len(range(top, height, down))
                 size += lines * (1 + columns) if columns else 0
             header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)

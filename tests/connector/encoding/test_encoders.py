@@ -283,12 +283,6 @@ def test_demo_models_know_what_they_see() -> None:
     assert X[0] @ X[1] > X[0] @ X[2] + 0.3
 
 
-@pytest.mark.parametrize("spec", ["efficientnet-lite:4", "minilm:L12"])
-def test_a_demo_model_that_is_no_package_is_refused(spec: str) -> None:
-    with raises(EncoderError, spec):
-        load_encoder(spec, "cpu")
-
-
 # The base class
 
 

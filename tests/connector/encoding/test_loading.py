@@ -100,8 +100,8 @@ def test_a_model_that_is_not_there_is_an_error_that_names_it(spec: str) -> None:
     assert caught.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("spec", ["open_clip:ViT-B-32", "open_clip:ViT-B-32/"])
-def test_random_weights_are_no_encoder(spec: str) -> None:
+@pytest.mark.parametrize("spec", ["open_clip:ViT-B-32", "open_clip:ViT-B-32/", "efficientnet-lite:4", "minilm:L12"])
+def test_a_model_without_weights_is_no_encoder(spec: str) -> None:
     with raises(EncoderError, spec):
         load_encoder(spec, "cpu")
 

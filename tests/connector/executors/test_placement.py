@@ -29,11 +29,31 @@ def test_an_address_names_host_and_port(on: str, address: tuple[str, int]) -> No
 @pytest.mark.parametrize(
     "on",
     [
-        "", "Local", "locally", "local:", "local:0", "local:-1", "local:1.5", "local:1 ", "local:1\n", "local:100000",
-        "ray://", "ray://head", "ray://head:", "ray://head:0", "ray://head:65536", "ray://:10001", "ray://a b:1",
-        "ray://user@head:1", "ray://head:1/x", "http://head:1", "head:6379", "auto:2", "automatic",
+        "",
+        "Local",
+        "locally",
+        "local:",
+        "local:0",
+        "local:-1",
+        "local:1.5",
+        "local:1 ",
+        "local:1\n",
+        "local:100000",
+        "ray://",
+        "ray://head",
+        "ray://head:",
+        "ray://head:0",
+        "ray://head:65536",
+        "ray://:10001",
+        "ray://a b:1",
+        "ray://user@head:1",
+        "ray://head:1/x",
+        "http://head:1",
+        "head:6379",
+        "auto:2",
+        "automatic",
     ],
-)  # fmt: skip
+)
 def test_a_place_that_there_is_not_is_refused_by_its_value(on: str) -> None:
     with raises(SettingsError, repr(on), code="on"):
         Placement.parse(on)

@@ -64,9 +64,14 @@ def promote(world: World, *, force: bool = False) -> list[AliasSwitch]:
 
 def audit(world: World, pairs: EmbeddingSet, release: str = "ready") -> Any:
     request = AuditRequest(
-        collection=COLLECTION, pairs="s", metric="cosine", release=release, require=["recall@1>=0"], queries="all",
+        collection=COLLECTION,
+        pairs="s",
+        metric="cosine",
+        release=release,
+        require=["recall@1>=0"],
+        queries="all",
         gallery="all",
-    )  # fmt: skip
+    )
     (found,) = audited(world, request, pairs)
     return found
 

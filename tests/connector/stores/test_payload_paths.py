@@ -36,9 +36,25 @@ PAYLOADS: list[dict[str, Any]] = [
 ]
 IDS = [f"00000000-0000-0000-0000-{number:012d}" for number in range(len(PAYLOADS))]
 PATHS = [
-    "year", "meta.year", '"meta.year"', "meta[].year", "meta[0].year", "meta[1].year", '"my year"', "t", "t[]", "t[0]",
-    "t[][]", 'a."b c".d', "größe", "a-b_c", '""', "t.0", '"meta"."year"', '"t"[0]',
-]  # fmt: skip
+    "year",
+    "meta.year",
+    '"meta.year"',
+    "meta[].year",
+    "meta[0].year",
+    "meta[1].year",
+    '"my year"',
+    "t",
+    "t[]",
+    "t[0]",
+    "t[][]",
+    'a."b c".d',
+    "größe",
+    "a-b_c",
+    '""',
+    "t.0",
+    '"meta"."year"',
+    '"t"[0]',
+]
 NO_PATHS = ["my year", "a..b", ".a", "a.", "", "t[-1]", "t[x]", "t[", "a b.c", '"a', "[0]", "$.a", " a", 'q"x']
 
 
@@ -110,6 +126,11 @@ def test_a_printed_path_reads_as_itself(steps: list[str | int | None], first: st
 def test_values_of_a_payload_are_named_as_filters_name_them() -> None:
     payload = {"a b": {"c.d": 1}, "tags": ["x", "y"], "parts": [{"n": 1}, {"m": [2]}], "deep": [[1]], "none": None}
     assert [(print_path(path), value) for path, value in field_values(payload)] == [
-        ('"a b"."c.d"', 1), ("tags", "x"), ("tags", "y"), ("parts[].n", 1), ("parts[].m", 2), ("deep[]", 1),
+        ('"a b"."c.d"', 1),
+        ("tags", "x"),
+        ("tags", "y"),
+        ("parts[].n", 1),
+        ("parts[].m", 2),
+        ("deep[]", 1),
         ("none", None),
-    ]  # fmt: skip
+    ]

@@ -251,7 +251,7 @@ def test_a_key_that_no_header_carries_is_named_before_anything_is_sent(url: str,
 def test_one_line_says_that_the_key_is_not_encrypted(
     url: str, open_key: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    qdrant_clients._warn_of_open_key.cache_clear()
+    qdrant_clients.warn_of_open_key.cache_clear()
     for _ in range(2):
         qdrant_connection.connected(url, api_key=KEY).client.close()
     qdrant_connection.connected(url).client.close()

@@ -30,7 +30,11 @@ COLLECTION: dict[str, Any] = {
             "on_disk_payload": True,
         },
         "hnsw_config": {
-            "m": 16, "ef_construct": 100, "full_scan_threshold": 10000, "max_indexing_threads": 0, "on_disk": False
+            "m": 16,
+            "ef_construct": 100,
+            "full_scan_threshold": 10000,
+            "max_indexing_threads": 0,
+            "on_disk": False,
         },
         "optimizer_config": {
             "deleted_threshold": 0.2,
@@ -41,7 +45,7 @@ COLLECTION: dict[str, Any] = {
         },
         "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
     },
-}  # fmt: skip
+}
 OWN = {"type": "text", "tokenizer": "word", "phrase_matching": True}
 URL = "grpc://127.0.0.1:1"  # where nobody answers: nothing is sent
 
