@@ -8,3 +8,9 @@ HELD_OUT: Final = "held-out"
 SEEN: Final = "seen"
 UNSEEN: Final = "unseen"
 HARMONIC: Final = "harmonic"
+
+# Said where paraphrases, which ask about seen items, find these less often than unseen ones are found.
+TOO_FAR = (
+    "paraphrases find known items less often than new ones are found, so they lie too far from these items to stand "
+    "for what people ask; an audit asks with other captions where enough known items have some"
+)

@@ -19,6 +19,7 @@ from connector.releases.points import FITTED, splits
 
 # Queries of each kind and direction at most: enough for an interval of some hundredths.
 MOST = 2_000
+PARAPHRASES = "paraphrases"
 # From so many groups on, other captions stand for what people ask about seen items; else paraphrases do.
 ENOUGH_GROUPS = 30
 
@@ -93,5 +94,5 @@ def draw_queries(subject: AuditSubject, modality: Modality, census: Census) -> d
         drawn[SEEN] = KindQueries(f"other {modality}s of seen items", others.rows, subject.align(others.rows))
     elif own.rows is not None:
         rows = paraphrases(own.rows, seed=plan.seed)
-        drawn[SEEN] = KindQueries(f"paraphrases of the {modality}s of seen items", rows, subject.align(rows))
+        drawn[SEEN] = KindQueries(f"{PARAPHRASES} of the {modality}s of seen items", rows, subject.align(rows))
     return drawn

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.modality import DIRECTIONS
+from alignment.plurals import counted
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.auditor import audit
 from connector.audits.baseline import Baseline, Drift, drifts, find_baseline, worse_recalls
@@ -141,7 +142,7 @@ def _measure(
     except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
         return replace(broken, broken=str(error))
     try:
-        with progress(f"audit {row.physical_name}", None, "query") as advance:
+        with progress(f"audit {row.physical_name}", None, "search") as advance:
             result = audit(
                 release,
                 store,
@@ -162,24 +163,28 @@ def _measure(
     ]
     if unseen := alias_unseen(store, row):
         uncounted.append(f"{unseen[0].upper()}{unseen[1:]}.")
-    findings = [*uncounted, *verified.in_words, *_beside_live(row, store, provenance), *result.findings]
-    worse = _worse_than_live(row, result, provenance)
+    worse, compared = _compared_with_live(row, result, provenance)
+    findings = [*uncounted, *verified.in_words, *compared, *_beside_live(row, store, provenance), *result.findings]
     return replace(result, verified=verified.points, findings=findings, worse_than_live=worse)
 
 
-def _worse_than_live(row: ReleaseRow, result: Audit, provenance: Provenance) -> list[Drift]:
+def _compared_with_live(row: ReleaseRow, result: Audit, provenance: Provenance) -> tuple[list[Drift], list[str]]:
     """Return the recalls of a ready release that are significantly below those of the live one: see `worse_recalls`.
 
-    None where that one has no audit that was made alike: `--baseline live` refuses, and says how to make one.
+    Where there are none, a sentence says over how many queries, or why the two cannot be compared.
     """
-    if row.state != ReleaseState.READY:
-        return []
+    if not _live(row, provenance):
+        return [], []
     try:
         live = find_baseline(provenance, row, ReleaseState.LIVE, result.plan, result.pairs)
         changes = drifts(live, result.per_query, kinds=result.per_kind, seed=result.plan.seed)
-    except RequirementError:
-        return []
-    return worse_recalls(changes, result.plan.k)
+    except RequirementError as error:
+        return [], [f"Not compared with the live release: {error}."]
+    if worse := worse_recalls(changes, result.plan.k):
+        return worse, []
+    queries = [drift.change.queries for drift in changes]
+    shared = f"{min(queries):,} to {counted(max(queries), 'query')}" if queries else "no query"
+    return [], [f"No recall is significantly below that of the live release, over {shared} that both audits asked."]
 
 
 def _beside_live(row: ReleaseRow, store: Store, provenance: Provenance) -> Iterator[str]:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from alignment.retrieval.kinds import SEEN, TOO_FAR
 from alignment.retrieval.seen_unseen import SeenUnseenCurve
 from connector.audits.baseline import PerQuery
+from connector.audits.kind_queries import PARAPHRASES
 from connector.audits.kinds import NEW_OR_KNOWN
 from connector.audits.measure import Measurement
 from connector.audits.stage_summary import StageSummary
@@ -67,6 +69,8 @@ class SeenUnseenResult:
                 f"{self.direction}: in the whole collection new items are found first in {new:.0%} of searches, known "
                 f"ones in {known:.0%}{self._places}."
             )
+            if known < new and self.about[SEEN].startswith(PARAPHRASES):
+                sentences.append(f"{self.direction}: {TOO_FAR}.")
         else:
             sentences += [
                 f"{self.direction}: in the whole collection {NEW_OR_KNOWN[kind]} items are found first in {share:.0%} "

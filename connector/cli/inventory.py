@@ -152,14 +152,17 @@ def _show_set(held: "HeldSet", groups: "SetGroups | None", as_json: bool) -> Non
 def _alignment_row(held: "HeldAlignment") -> dict[str, Any]:
     """Lay out an alignment for the list."""
     card = held.card
-    live = sorted({release.collection for release in held.releases if release.state == ReleaseState.LIVE})
+    live, waiting = (
+        {release.collection for release in held.releases if release.state in states}
+        for states in ({ReleaseState.LIVE}, {ReleaseState.READY, ReleaseState.BUILDING})
+    )
     return {
         "alignment": held.name,
         "fingerprint": held.fingerprint[:8],
         "method": card.method if card else "",
         **{f"{modality} encoder": encoder.spec for modality, encoder in (card.encoders if card else {}).items()},
-        "live in": ", ".join(live),
-        "waits in": ", ".join(sorted(set(held.collections) - set(live))),
+        "live in": ", ".join(sorted(live)),
+        "waits in": ", ".join(sorted(waiting - live)),
         "": "" if not held.fault else "see below",
     }
 

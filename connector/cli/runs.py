@@ -90,7 +90,7 @@ def _reject_row(row: "RejectRow") -> dict[str, Any]:
 @json_option
 @home_options
 def demo(as_json: bool, where: Mapping[str, Any]) -> None:
-    """Run everything once on 1,914 emoji: encode, fit, push under every metric, search, audit. Takes a quarter of an hour.
+    """Run everything once on 1,914 emoji: encode, fit, push under every metric, search, audit. Takes a quarter to half an hour on two cores.
 
     Needs the extra packages of `pip install 'modalign[demo]'`, and no network, server or GPU.
     """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignment.plurals import counted
-from alignment.retrieval.kinds import HARMONIC, HELD_OUT, SEEN, UNSEEN
+from alignment.retrieval.kinds import HARMONIC, HELD_OUT, SEEN, TOO_FAR, UNSEEN
 from connector.cli.table_layout import field_lines, table_lines, text_of
 from connector.progress import say
 from connector.prose import USUAL_WIDTH, prose_lines, terminal_width, wrap
@@ -216,6 +216,8 @@ def print_recalls(card: "AlignmentCard") -> None:
             "Queries about seen items are paraphrases of a sample. An audit draws its own, and asks with other captions "
             "where there are enough, so its figures differ."
         )
+        if too_far := _less_found(estimates):
+            show(f"{', '.join(too_far)}: {TOO_FAR}.")
     if not estimates:  # of an older modalign
         rows = [
             {"metric": metric, "direction": direction, **values}
@@ -228,6 +230,15 @@ def print_recalls(card: "AlignmentCard") -> None:
         "what the offset changes: Recall@1/Recall@10 in one collection, and the share of first places that seen items "
         "take and would fairly take",
     )
+
+
+def _less_found(estimates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the directions in which seen items are found less often than unseen ones, by the longest list."""
+    found: dict[str, dict[str, float]] = {}
+    for row in estimates:
+        longest = [recall["value"] for name, recall in row.items() if name.startswith("recall@")][-1]
+        found.setdefault(row["direction"], {}).setdefault(row["about"], longest)
+    return [direction for direction, by in found.items() if SEEN in by and by[SEEN] < by.get(UNSEEN, 0.0)]
 
 
 def _recall_row(row: Mapping[str, Any]) -> dict[str, Any]:

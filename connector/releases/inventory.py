@@ -103,11 +103,6 @@ class HeldAlignment:
         """Its card."""
         return self.held.card if self.held else None
 
-    @property
-    def collections(self) -> list[str]:
-        """The collections that it serves or waits in."""
-        return sorted({release.collection for release in self.releases})
-
 
 def held_sets(provenance: Provenance, directory: Path) -> list[HeldSet]:
     """Return the embedding sets in `directory` and all others that SQL recorded, by name."""

@@ -120,6 +120,17 @@ class TestAllThatOnePromotionWouldSwitch:
         with raises(RequirementError, "rescoring:recall@1>=0", "cosine"):
             audited(beside, asked(release="ready", require=["rescoring:recall@1>=0"]))
 
+    def test_one_that_is_not_worse_than_the_live_one_or_cannot_be_compared_says_so(self, world: World) -> None:
+        world.push(the_set(world))
+        world.push(the_set(world), world.alignment("newer", turn=2))  # the same scores, but for rounding
+        (alone,) = audited(world, asked(release="ready"))
+        audited(world, asked())
+        (beside,) = audited(world, asked(release="ready"))
+        said = [[s for s in audit.findings if "the live release" in s] for audit in (alone, beside)]
+        assert [len(sentences) for sentences in said] == [1, 1]
+        assert said[0][0].startswith("Not compared with the live release")
+        assert said[1][0].startswith("No recall is significantly below that of the live release, over ")
+
     def test_without_a_shadow_nothing_is_audited(self, world: World) -> None:
         with raises(CollectionNotFoundError, COLLECTION, "ready"):
             audited(world, asked(release="ready"))

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from alignment.metrics import SeenOffset, parse
 from alignment.modality import DIRECTIONS, Modality
 from alignment.model.seen_items import SeenItems
-from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
+from alignment.retrieval.kinds import HARMONIC, SEEN, TOO_FAR, UNSEEN
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
@@ -86,6 +86,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         fit(opened, images, fitted, name="b", seen_offsets=OFFSETS)
         opened.push(held, "b", metrics=METRICS, collection=WITH_OFFSETS)
         yield opened
+
+
+@pytest.mark.parametrize(
+    ("about", "known", "said"),
+    [
+        ("paraphrases of the texts of seen items", 0.2, True),
+        ("paraphrases of the texts of seen items", 0.6, False),
+        ("other texts of seen items", 0.2, False),
+    ],
+)
+def test_paraphrases_that_find_less_than_captions_of_new_items_are_said_to_be_too_far(
+    about: str, known: float, said: bool
+) -> None:
+    first = {UNSEEN: 0.5, SEEN: known}
+    result = SeenUnseenResult("text-to-image", {SEEN: about, UNSEEN: "new"}, {}, 0.75, [], [], first, {}, None, [])
+    assert any(TOO_FAR in sentence for sentence in result.in_words) == said
 
 
 def first_captions(texts: Rows) -> list[int]:
