@@ -5,37 +5,22 @@
         retriever = home.retriever("emoji")
         hits = retriever.search_texts(["a red car"])
 
-A method that changes something takes a request of `connector.requests`, is recorded as a run in SQL with its counts and
-its outcome, also when it fails, and returns a `RunResult`.
-
-Methods import what they call: `status` reads SQL, and must not load numpy, pyarrow, trainers, readers, charts and
-templates. It takes half the time for that.
+The methods here change something, or compute for long. Each takes a request of `connector.requests`, is recorded as a
+run in SQL with its counts and its outcome, also when it fails, and returns a `RunResult`. What only reads is in
+`connector.home_reader`. Methods import what they call, as they do there.
 """
 
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from alignment.object_storage import check_reachable, is_remote
 from alignment.packages import check_extra
-from connector.errors import NotMigratedError, SettingsError
+from connector.errors import SettingsError
+from connector.home_reader import HomeReader
 from connector.progress import progress
-from connector.provenance.database import create_in_sqlite, is_absent
-from connector.provenance.recorder import Provenance
-from connector.provenance.runs import Run, RunRejects, RunResult
-from connector.provenance.tables import ReleaseRow
-from connector.releases.choice import newest_ready
-from connector.releases.lag import Lag, lag_of
-from connector.releases.next_audit import audit_command
-from connector.releases.status import Status, StoredRelease, read_closed, read_replicas, read_status, read_stored
-from connector.releases.store_identity import here, no_release
-from connector.safe_text import split_urls
-from connector.settings import Settings, checked_name
-from connector.states import ReleaseState
-from connector.stores.deadlines import within
-from connector.stores.opening import closed_points, is_shared, open_store, url_of
+from connector.provenance.database import create_in_sqlite
+from connector.provenance.runs import Run, RunResult
+from connector.settings import checked_name
 
 if TYPE_CHECKING:
     from alignment.geometry.geometry import Geometry
@@ -44,15 +29,14 @@ if TYPE_CHECKING:
     from alignment.model.onnx_export import Graph
     from alignment.sets.cards import Dtype, EncoderCard
     from alignment.sets.embedding_set import EmbeddingSet
-    from connector.audits.history import AuditSummary
     from connector.audits.result import Audit
     from connector.corpora.items import Corpus
+    from connector.provenance.tables import ReleaseRow
     from connector.push.delete import DeletionPreview
     from connector.push.ingest import Confirm
     from connector.recorded_request import Request
-    from connector.releases.inventory import HeldAlignment, HeldSet, SetGroups
     from connector.releases.merge import StoreMerge
-    from connector.releases.promotion import AliasSwitch, Lifecycle
+    from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
     from connector.releases.release import Release
     from connector.reports.compare_report import Compared
@@ -72,88 +56,14 @@ if TYPE_CHECKING:
         PushRequest,
         RepairRequest,
         RollbackRequest,
-        SearchRequest,
     )
-    from connector.search.query import QueryResult
-    from connector.search.retriever import Retriever
-    from connector.stores.contract import Store
-    from connector.stores.replicas import Replicas
 
 
-STATUS_SECONDS = 10.0  # how long a status waits for a server: SQL has the rest of it
+class Home(HomeReader):
+    """A home that is read and changed. Use as a context manager.
 
-
-class Home:
-    """The embedding sets, alignments and databases that the settings name. Use as a context manager.
-
-    `encode` and `import_vectors` make the tables of a home that holds nothing yet, if its database is SQLite. What only
-    lists finds nothing in such a home.
+    `encode` and `import_vectors` make the tables of a home that holds nothing yet, if its database is SQLite.
     """
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
-        self._opening = threading.Lock()  # of several threads that need the database or the store first, one opens it
-        self._provenance: Provenance | None = None
-        self._store: Store | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._store is not None:
-            self._store.close()
-        if self._provenance is not None:
-            self._provenance.close()
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing was made here yet; a home that lost its database, or has one elsewhere, is not new."""
-        return is_absent(self.settings.database_url) and not self._has_artifacts
-
-    @property
-    def first_steps(self) -> str:
-        """How to begin in a home that holds nothing yet."""
-        return (
-            f"{self.settings.home} holds nothing yet: `modalign encode` begins with a corpus of yours, `modalign "
-            "import` with vectors, `modalign demo` with emoji; --home or MODALIGN_HOME names another home"
-        )
-
-    @property
-    def provenance(self) -> Provenance:
-        """The provenance database, opened at the first use.
-
-        Raises:
-            NotMigratedError: nothing was made in this home yet; or its tables are missing or older ones.
-        """
-        with self._opening:
-            if self._provenance is None:
-                if self.is_new:
-                    raise NotMigratedError(self.first_steps, code="home-new")
-                if is_remote(self.settings.home):
-                    check_reachable(self.settings.home)
-                self._provenance = Provenance.open(self.settings.database_url, home=self.settings.home)
-                self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # for its owner alone, if it is new
-            return self._provenance
-
-    @property
-    def store(self) -> "Store":
-        """The Qdrant store, opened at the first use: an embedded one serves one process at a time."""
-        with self._opening:
-            if self._store is None:
-                self._store = open_store(self.settings)
-            return self._store
-
-    def embedding_set(self, name: str) -> "EmbeddingSet":
-        """Open the embedding set `name`."""
-        from connector.releases.tombstones import open_set
-
-        return open_set(self.provenance, self.settings.set_path(name))
-
-    def alignment(self, name: str) -> "Alignment":
-        """Load the alignment `name`."""
-        from alignment.model.alignment import Alignment
-
-        return Alignment.load(self.settings.alignment_path(name))
 
     def encode(self, request: "EncodeRequest") -> "RunResult[EmbeddingSet]":
         """Encode a corpus into an embedding set."""
@@ -379,88 +289,6 @@ class Home:
             case IngestRequest():
                 return self.ingest(request)
 
-    def rejects(self, run: int | None = None) -> RunRejects:
-        """Return what a run refused; without `run`, the last run that refused anything.
-
-        Raises:
-            ProvenanceError: there is no such run.
-        """
-        if self.is_new and run is None:
-            return RunRejects(None, [])
-        number = run if run is not None else self.provenance.runs.last_with_rejects()
-        return RunRejects(number, [] if number is None else self.provenance.runs.rejects(number))
-
-    def status(self, collection: str | None = None, *, runs: int = 10) -> Status:
-        """Return the releases, of `collection` or all, and the last `runs` runs. Opens no store.
-
-        Raises:
-            CollectionNotFoundError: there never was a release of `collection`.
-        """
-        if self.is_new and collection is None:
-            return Status([], [])
-        return read_status(self.provenance, collection, runs=runs)
-
-    def stored(self, collection: str | None = None) -> dict[int, StoredRelease]:
-        """Return by id of a release, of `collection` or all of this store, what it holds, and what differs from SQL.
-
-        An embedded store is not opened: it says what its collections held when they were closed.
-
-        Raises:
-            StoreError: the store cannot be asked within `STATUS_SECONDS`.
-        """
-        if self.is_new:
-            return {}
-        where = {"dropped_at": None} if collection is None else {"dropped_at": None, "collection": collection}
-        if not is_shared(self.settings):
-            stores = self.provenance.stores.at([url_of(self.settings)])
-            rows = [row for row in self.provenance.releases.find(**where) if row.store_id in stores]
-            return read_closed(self.provenance, closed_points(self.settings), rows)
-        with within(STATUS_SECONDS):
-            rows = self.provenance.releases.find(**where, store_id=here(self.provenance, self.store))
-            return read_stored(self.provenance, self.store, rows)
-
-    def sets(self) -> "list[HeldSet]":
-        """Return the embedding sets of this home, and those elsewhere that SQL recorded. Opens no store."""
-        from connector.releases.inventory import held_sets
-
-        return [] if self.is_new else held_sets(self.provenance, self.settings.home / "sets")
-
-    def set_groups(self, held: "HeldSet") -> "SetGroups | None":
-        """Count the groups of an embedding set and how many captions its images have; None: it cannot be read.
-
-        Raises:
-            EmbeddingSetError: a shard cannot be read.
-        """
-        from alignment.sets.embedding_set import EmbeddingSet
-        from connector.releases.inventory import SetGroups
-
-        return None if held.card is None else SetGroups.of(EmbeddingSet(held.path, held.card))
-
-    def alignments(self) -> "list[HeldAlignment]":
-        """Return the alignments of this home, and those elsewhere that SQL recorded. Opens no store."""
-        from connector.releases.inventory import held_alignments
-
-        return [] if self.is_new else held_alignments(self.provenance, self.settings.home / "alignments")
-
-    def replicas(self, collection: str) -> "dict[str, Replicas]":
-        """Return by release of `collection` where its replicas are. An embedded store has none, and is not opened.
-
-        Raises:
-            StoreError: the store cannot be asked within `STATUS_SECONDS`.
-        """
-        if self.is_new or not is_shared(self.settings):
-            return {}
-        with within(STATUS_SECONDS):
-            return read_replicas(self.store, self._lifecycle(collection).rows())
-
-    def lag(self) -> dict[int, Lag]:
-        """Return by release, without retired ones, how many rows of its embedding sets it does not hold."""
-        return {
-            row.id: lag_of(self.provenance, row)
-            for row in self.provenance.releases.find()
-            if row.state != ReleaseState.RETIRED
-        }
-
     def promote(self, request: "PromoteRequest") -> "RunResult[list[AliasSwitch]]":
         """Make ready releases live, if their audits allow it or a reason is given."""
         from connector.releases.promotion import PromotionOverride, this_person
@@ -482,24 +310,10 @@ class Home:
             run.counts["rolled_back"] = len(switched)
         return RunResult(run.id, run.counts, switched)
 
-    def droppable(self, collection: str, *, names: Sequence[str] = (), retired: bool = False) -> dict[str, bool]:
-        """Return the releases that `drop` would drop, and of each whether a rollback would return to it."""
-        from connector.releases.dropping import droppable, returns_to
-
-        lifecycle = self._lifecycle(collection)
-        rows = droppable(lifecycle, names=names, retired=retired)
-        return {row.physical_name: returns_to(lifecycle, row) for row in rows}
-
-    def taken_over(self, collection: str) -> list[str]:
-        """Return the releases of a collection that another database has taken over, which `drop` can forget."""
-        from connector.releases.dropping import taken_over
-
-        return [row.physical_name for row in taken_over(self._lifecycle(collection))]
-
-    def drop(self, request: "DropRequest") -> RunResult[list[ReleaseRow]]:
+    def drop(self, request: "DropRequest") -> "RunResult[list[ReleaseRow]]":
         """Drop releases of a collection by name, never the live one; or forget what another database has taken over."""
         from connector.encoding.compiled import DIRECTORY, remove_unused
-        from connector.releases.dropping import drop, droppable, forget
+        from connector.releases.dropping import drop, droppable, forget, text_encoders_in_use
 
         with self._run(request) as run:
             lifecycle = self._lifecycle(request.collection)
@@ -510,30 +324,8 @@ class Home:
                     rows = droppable(lifecycle, names=request.releases)
                     drop(lifecycle, rows)
             run.counts["dropped"] = len(rows)
-        if not is_remote(self.settings.home):
-            remove_unused(self.settings.home / DIRECTORY, self._text_encoders())
+        remove_unused(self.settings.home / DIRECTORY, text_encoders_in_use(self.provenance))
         return RunResult(run.id, run.counts, rows)
-
-    def verify(
-        self, collection: str | None = None, *, seed: int | None = None, full: bool = False
-    ) -> "list[ReconcileReport]":
-        """Reconcile the live and ready releases, of `collection` or of all, with SQL and the embedding sets.
-
-        All payloads are compared, and a sample of the vectors: another one each time, unless `seed` repeats one. `full`
-        compares all. A release that cannot be compared is reported as `broken`; the others are reconciled all the same.
-        """
-        from connector.releases.reconcile_releases import reconcile_releases
-
-        if self.is_new and collection is None:
-            return []
-        return reconcile_releases(
-            self.provenance,
-            self.store,
-            collection,
-            seed=int.from_bytes(os.urandom(4)) if seed is None else seed,
-            full=full,
-            device=self.settings.device,
-        )
 
     def repair(self, request: "RepairRequest") -> "RunResult[list[ReconcileReport]]":
         """Repair those releases from their embedding sets; the value of the result is what `verify` then finds."""
@@ -551,39 +343,6 @@ class Home:
             )
             reports = self.verify(request.collection, full=request.full)
         return RunResult(run.id, run.counts, reports)
-
-    def retriever(
-        self,
-        collection: str,
-        metric: str | None = None,
-        *,
-        deadline: float | None = None,
-        keeps_encoders: bool = True,
-    ) -> "Retriever":
-        """Open the live release of `collection` for searching, each search within `deadline` seconds.
-
-        `keeps_encoders` as `Retriever` takes it.
-        """
-        from connector.search.retriever import Retriever
-
-        return Retriever.open(
-            self.provenance,
-            self.store,
-            collection,
-            metric,
-            device=self.settings.device,
-            max_pixels=self.settings.max_pixels,
-            deadline=deadline,
-            keeps_encoders=keeps_encoders,
-        )
-
-    def search(self, request: "SearchRequest") -> "QueryResult":
-        """Search the live release of a collection with one text or one image. No run records it."""
-        from connector.search.query import search
-        from connector.stores.filters import parse_filter
-
-        condition = None if request.filter is None else parse_filter(request.filter)
-        return search(self.retriever(request.collection, request.metric, keeps_encoders=False), request, condition)
 
     def export(self, request: "ExportRequest") -> "RunResult[list[Graph]]":
         """Write an alignment under a metric as ONNX graphs, with which a service searches without modalign."""
@@ -622,42 +381,11 @@ class Home:
             write_audit_page(page, audit, context, max_pixels=self.settings.max_pixels)
         return RunResult(run.id, run.counts, audits)
 
-    def audits(self, collection: str, *, metric: str | None = None, limit: int = 30) -> "list[AuditSummary]":
-        """Return the newest audits of the releases of `collection`, oldest first.
-
-        Raises:
-            CollectionNotFoundError: there never was such a release.
-        """
-        from alignment.metrics import parse
-        from connector.audits.history import history
-
-        where = {"metric": str(parse(metric))} if metric else {}
-        rows = self._releases(collection, **where)
-        if not rows:
-            raise no_release(self.provenance, None, collection)
-        return history(self.provenance, rows, limit=limit)
-
-    def next_audit(self, collection: str) -> str:
-        """Return the command that audits the shadows of a collection, or what is live where there are none."""
-        rows = self._releases(collection, dropped_at=None)
-        rows = newest_ready(rows) or [row for row in rows if row.state in (ReleaseState.READY, ReleaseState.LIVE)]
-        return audit_command(self.provenance, rows[-1]) if rows else f"modalign audit {collection} --pairs SET"
-
-    def _releases(self, collection: str, **where: Any) -> list[ReleaseRow]:
-        # At a known address SQL alone is read: a process that has the store open does not block it.
-        at = self.provenance.stores.at(split_urls(url_of(self.settings)))
-        store_id = at[0] if len(at) == 1 else here(self.provenance, self.store)
-        return self.provenance.releases.find(store_id=store_id, collection=collection, **where)
-
     def _begin(self) -> None:
         # Where artifacts are, tables were: an empty database in their place would hide that it is lost. This is looked
         # at before the tables, because another process may begin at the same time.
         if not self._has_artifacts:
             create_in_sqlite(self.settings.database_url)
-
-    @property
-    def _has_artifacts(self) -> bool:
-        return any((self.settings.home / name).exists() for name in ("sets", "alignments", "qdrant"))
 
     def _run(self, request: "Request", **more: Any) -> AbstractContextManager[Run]:
         return self.provenance.runs.start(request.command, {**request.parameters, **more})
@@ -666,20 +394,7 @@ class Home:
         return self.provenance.artifacts.record_alignment(name, self.settings.alignment_path(name), alignment)
 
     def _compile(self, alignment: "Alignment") -> None:
-        """Compile the text encoder of what was pushed, so that searches need not load it; see docs/service.md."""
         from connector.encoding.compiled import DIRECTORY  # loads Pillow
         from connector.encoding.compiling import compile_text_encoder
 
-        if not is_remote(self.settings.home):
-            compile_text_encoder(self.settings.home / DIRECTORY, alignment.card.encoders["text"])
-
-    def _text_encoders(self) -> set[str]:
-        """Return the fingerprints of the text encoders of all releases that were not dropped."""
-        artifacts = self.provenance.artifacts
-        alignments = {row.alignment_id for row in self.provenance.releases.find(dropped_at=None)}
-        return {artifacts.encoders(artifacts.alignment(number))["text"].fingerprint for number in alignments}
-
-    def _lifecycle(self, collection: str) -> "Lifecycle":
-        from connector.releases.promotion import Lifecycle
-
-        return Lifecycle(self.provenance, self.store, collection, device=self.settings.device)
+        compile_text_encoder(self.settings.home / DIRECTORY, alignment.card.encoders["text"])

@@ -27,6 +27,7 @@ import numpy as np
 from typing_extensions import override
 
 from alignment.modality import Modality
+from alignment.object_storage import is_remote
 from alignment.plurals import counted
 from alignment.sets.cards import EncoderCard
 from alignment.vectors import FloatArray
@@ -179,7 +180,12 @@ def digests(path: Path) -> dict[str, str]:
 
 
 def remove_unused(directory: Path, used: Collection[str]) -> None:
-    """Remove the bundles of encoders whose fingerprints are not `used`. One that a search has open stays usable."""
+    """Remove the bundles of encoders whose fingerprints are not `used`. One that a search has open stays usable.
+
+    In object storage there are none.
+    """
+    if is_remote(directory):
+        return
     with suppress(FileNotFoundError):
         for path in directory.iterdir():
             if not path.name.startswith(".") and path.name not in used:

@@ -18,6 +18,7 @@ import numpy as np
 from alignment.durable import write_durably
 from alignment.durable_directory import new_directory
 from alignment.errors import MissingPackageError, ModalignError
+from alignment.object_storage import is_remote
 from alignment.packages import EXTRAS
 from alignment.sets.cards import EncoderCard
 from connector.encoding.compiled import (
@@ -63,8 +64,11 @@ def compile_text_encoder(directory: Path, card: EncoderCard) -> None:
     """Compile the text encoder of `card` into `directory`, unless that was done, or cannot be done here.
 
     It is loaded on the CPU for that. Whatever fails is said in a warning: searches load the model instead. That an
-    encoder cannot be compiled is recorded, so that it is tried again with other versions of the packages alone.
+    encoder cannot be compiled is recorded, so that it is tried again with other versions of the packages alone. Nothing
+    is compiled into object storage.
     """
+    if is_remote(directory):
+        return
     path = directory / card.fingerprint
     if card.spec.partition(":")[0] == IMPORTED or any(find_spec(name) is None for name in PACKAGES):
         return

@@ -8,6 +8,7 @@ taken over stays: SQL alone forgets it.
 from collections.abc import Collection, Sequence
 
 from connector.errors import MismatchError, SettingsError
+from connector.provenance.recorder import Provenance
 from connector.provenance.releases import PROMOTE
 from connector.provenance.tables import ReleaseRow
 from connector.releases.choice import is_undone, named_releases
@@ -95,3 +96,10 @@ def returns_to(lifecycle: Lifecycle, row: ReleaseRow) -> bool:
     made = lifecycle.provenance.releases.promotions(**lifecycle.place(), metric=row.metric)
     replacing = [promotion for promotion in made if promotion.kind == PROMOTE and promotion.previous_id is not None]
     return bool(replacing) and replacing[-1].previous_id == row.id and not is_undone(replacing[-1], made)
+
+
+def text_encoders_in_use(provenance: Provenance) -> set[str]:
+    """Return the fingerprints of the text encoders of all releases that were not dropped."""
+    artifacts = provenance.artifacts
+    alignments = {row.alignment_id for row in provenance.releases.find(dropped_at=None)}
+    return {artifacts.encoders(artifacts.alignment(number))["text"].fingerprint for number in alignments}

@@ -1,6 +1,7 @@
 """The command that audits a release, with its pairs and requirements, ready to run: for a shadow that is to go live."""
 
 import shlex
+from collections.abc import Sequence
 
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
@@ -8,6 +9,18 @@ from connector.releases.choice import newest_ready
 from connector.states import ReleaseState
 
 FIRST_REQUIREMENT = "recall@10>=0.4"  # as the README has it, where nothing was required yet
+
+
+def next_audit_command(provenance: Provenance, collection: str, rows: Sequence[ReleaseRow]) -> str:
+    """Return the command that audits the shadows of a collection, or what is live where there are none.
+
+    Args:
+        provenance: where releases and audits are recorded.
+        collection: that people say.
+        rows: its releases that were not dropped.
+    """
+    to_audit = newest_ready(rows) or [row for row in rows if row.state in (ReleaseState.READY, ReleaseState.LIVE)]
+    return audit_command(provenance, to_audit[-1]) if to_audit else f"modalign audit {collection} --pairs SET"
 
 
 def audit_command(provenance: Provenance, row: ReleaseRow) -> str:

@@ -8,7 +8,7 @@ Reading records nothing. Commands that write call `record_store` first, which al
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignment.names import names_there
@@ -16,6 +16,7 @@ from connector.errors import AccessDeniedError, CollectionNotFoundError, Mismatc
 from connector.provenance.recorder import Provenance
 from connector.provenance.stores import NO_STORE
 from connector.provenance.tables import ReleaseRow
+from connector.safe_text import split_urls
 
 if TYPE_CHECKING:
     from connector.stores.contract import Store
@@ -60,6 +61,19 @@ def record_store(provenance: Provenance, store: "Store", *, take_over: bool = Fa
         resolved = provenance.stores.record(store.url, resolved)
         provenance.stores.resolved[store] = resolved
     return resolved
+
+
+def recorded_releases(
+    provenance: Provenance, url: str, open_store: "Callable[[], Store]", collection: str, **where: Any
+) -> list[ReleaseRow]:
+    """Return the releases of a collection that SQL records in the store at `url`, which may be several addresses.
+
+    At a known address SQL alone is read: a process that has an embedded store open does not block this one. Otherwise
+    the store is opened, and says which one it is.
+    """
+    at = provenance.stores.at(split_urls(url))
+    store_id = at[0] if len(at) == 1 else here(provenance, open_store())
+    return provenance.releases.find(store_id=store_id, collection=collection, **where)
 
 
 def elsewhere(provenance: Provenance, store: "Store", collection: str) -> str:
