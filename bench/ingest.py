@@ -27,7 +27,7 @@ from connector.provenance.recorder import Provenance
 from connector.push.batches import FLUSH_POINTS
 from connector.push.ingest import Ingest
 from connector.push.session import push
-from connector.requests import IngestRequest
+from connector.requests import IngestRequest, PushRequest
 from connector.stores.edge import EdgeStore
 
 # What both sides of a figure are asked.
@@ -93,14 +93,12 @@ def pushed(directory: Path) -> float:
         push(
             embedding_set,
             aligned,
+            PushRequest(set="set", into="bench", alignment="bench", layout={"indexing_threshold": NO_GRAPH}),
             set_id=provenance.artifacts.record_set(embedding_set),
             alignment_id=provenance.artifacts.record_alignment("bench", directory / "alignment", aligned),
-            collection="bench",
-            metrics=[Cosine()],
             store=store,
             provenance=provenance,
             run=run,
-            indexing_threshold=NO_GRAPH,
         )
         return time.perf_counter() - started
 

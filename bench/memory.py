@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from alignment.metrics import Cosine
 from alignment.modality import Modality
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
@@ -26,6 +25,7 @@ from connector.encoding.encoders import Encoder
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.push.session import push
+from connector.requests import PushRequest
 from connector.stores.edge import EdgeStore
 from connector.stores.points import Points
 
@@ -79,14 +79,13 @@ def measure(what: str, count: int, directory: Path) -> float:
                 push(
                     embedding_set,
                     aligned,
+                    # The graph is the engine's memory, not ours.
+                    PushRequest(set="set", into="bench", alignment="bench", layout={"indexing_threshold": 10_000_000}),
                     set_id=provenance.artifacts.record_set(embedding_set),
                     alignment_id=provenance.artifacts.record_alignment("bench", place / "alignment", aligned),
-                    collection="bench",
-                    metrics=[Cosine()],
                     store=store,
                     provenance=provenance,
                     run=run,
-                    indexing_threshold=10_000_000,  # the graph is the engine's memory, not ours
                 )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

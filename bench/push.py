@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
-from alignment.metrics import Cosine
 from alignment.modality import MODALITIES
 from alignment.retrieval.kinds import HELD_OUT
 from alignment.sets.embedding_set import EmbeddingSet
@@ -33,6 +32,7 @@ from connector.provenance.database import upgrade
 from connector.push.open_releases import OWN_INDEXES
 from connector.push.session import push
 from connector.releases.points import FITTED, NAMESPACE
+from connector.requests import PushRequest
 from connector.settings import Settings
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
@@ -103,7 +103,7 @@ def by_hand(path: Path, directory: Path, indexing_threshold: int) -> tuple[float
 def pushed(directory: Path, home: Home, store: Store, collection: str = "bench", **layout: Any) -> tuple[float, float]:
     """Seconds that `push` spends before the index, and in building it and tuning the searches along it.
 
-    `layout` is as `push` takes it.
+    `layout` is that of the request.
     """
     aligned = alignment()
     if not (directory / "alignment").exists():
@@ -119,14 +119,12 @@ def pushed(directory: Path, home: Home, store: Store, collection: str = "bench",
         push(
             embedding_set,
             aligned,
+            PushRequest(set="set", into=collection, alignment="bench", layout=layout),
             set_id=set_id,
             alignment_id=alignment_id,
-            collection=collection,
-            metrics=[Cosine()],
             store=store,
             provenance=provenance,
             run=run,
-            **layout,
         )
         ended = time.perf_counter()
     return marks[0] - started, ended - marks[0]

@@ -12,7 +12,6 @@ import numpy as np
 import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
-from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray
 from bench.corpus import ENCODERS, alignment, vectors, write_set
@@ -22,6 +21,7 @@ from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.push.session import push
 from connector.releases.release import Release, open_release
+from connector.requests import PushRequest
 from connector.search.retriever import Retriever, SearchResult
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
@@ -55,14 +55,12 @@ def _pushed(points: int, store: Store, metrics: Sequence[str] = ("cosine",), **l
         push(
             embedding_set,
             aligned,
+            PushRequest(set="bench", into="bench", alignment="bench", metrics=metrics, layout={**LAYOUT, **layout}),
             set_id=provenance.artifacts.record_set(embedding_set),
             alignment_id=provenance.artifacts.record_alignment("bench", directory / "alignment", aligned),
-            collection="bench",
-            metrics=[*map(parse, metrics)],
             store=store,
             provenance=provenance,
             run=run,
-            **{**LAYOUT, **layout},
         )
         releases = [open_release(provenance, store, "bench", metric) for metric in metrics]
         for release in releases:

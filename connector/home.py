@@ -179,25 +179,19 @@ class Home(HomeReader):
     def _push(
         self, request: "PushRequest", embedding_set: "EmbeddingSet", alignment: "Alignment", run: Run
     ) -> "list[Release]":
-        from connector.push.session import metrics_to_push, push
+        from connector.push.session import push
 
         with progress(f"push {embedding_set.card.name}", sum(embedding_set.card.counts.values()), "row") as advance:
             return push(
                 embedding_set,
                 alignment,
+                request,
                 set_id=self.provenance.artifacts.record_set(embedding_set),
                 alignment_id=self._record_alignment(request.alignment, alignment),
-                collection=request.into,
-                metrics=metrics_to_push(request.metrics, request.alignment, alignment),
                 store=self.store,
                 provenance=self.provenance,
                 run=run,
                 advance=advance,
-                fresh_layout=request.fresh_layout,
-                take_over=request.take_over,
-                min_index_recall=request.min_index_recall,
-                max_points_per_second=request.max_points_per_second,
-                **request.layout,
             )
 
     def ingest(self, request: "IngestRequest", *, prune: "Confirm | None" = None) -> "RunResult[list[Release]]":

@@ -1,8 +1,8 @@
 """How an audit is made: its queries, its gallery, the lengths of its lists, its filters and strata."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from alignment.bounds import out_of_bounds
 from alignment.retrieval.cutoffs import KS
@@ -65,6 +65,11 @@ class AuditPlan:
                     )
                 if name != printable(name):
                     raise SettingsError(f"{what}: expected a name of Unicode, got {printable(name)}")
+
+    @classmethod
+    def of(cls, request: AuditRequest) -> Self:
+        """Return the plan of a request, which has all fields of a plan by the same names."""
+        return cls(**{entry.name: getattr(request, entry.name) for entry in fields(cls)})
 
     @property
     def k(self) -> int:

@@ -74,17 +74,7 @@ def run_audits(
     Raises:
         AccessDeniedError: the key does not show the release, or the live one that it is compared with.
     """
-    plan = AuditPlan(
-        ks=request.ks,
-        queries=request.queries,
-        gallery=request.gallery,
-        protocol=request.protocol,
-        filters=request.filters,
-        slices=request.slices,
-        sample=request.sample,
-        seed=request.seed,
-        max_qps=request.max_qps,
-    )
+    plan = AuditPlan.of(request)
     requirements = [Requirement.parse(text) for text in request.require]
     # Before anything is measured.
     present(store, [shown for row in rows for shown in (row, *_live(row, provenance))])

@@ -10,7 +10,6 @@ from alignment.modality import MODALITIES
 from alignment.plurals import counted
 from connector.cli.choices import PathName
 from connector.cli.group import FAILED, cli
-from connector.cli.layout_options import push_options
 from connector.cli.opening import confirmation, exit_for_rejects, open_home
 from connector.cli.options import (
     corpus_options,
@@ -21,6 +20,7 @@ from connector.cli.options import (
     rejects_option,
     yes_option,
 )
+from connector.cli.push_options import push_options
 from connector.cli.request_options import range_of
 from connector.cli.tables import (
     print_releases,

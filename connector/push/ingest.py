@@ -38,7 +38,7 @@ from connector.progress import progress
 from connector.provenance.leases import set_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
-from connector.push.open_releases import ReleaseOpener, chosen_layout
+from connector.push.open_releases import ReleaseOpener
 from connector.push.other_sets import refuse_keys_of_other_sets
 from connector.push.session import PushSession, metrics_to_push, push_session
 from connector.releases.chain import check_encoder
@@ -91,13 +91,10 @@ def ingest(
         AccessDeniedError: the key of the store may not write what this would, which is known before, too.
     """
     corpus = open_corpus(request.corpus, **request.reading)
-    metrics = metrics_to_push(request.metrics, request.alignment, alignment)
+    metrics = metrics_to_push(request, alignment)
     for metric in metrics:  # refuse what cannot be pushed before anything is encoded
         lower(alignment, metric)
-    opener = ReleaseOpener(
-        *(alignment, alignment_id, request.into, chosen_layout(request.layout, store), store, provenance, run),
-        *(request.fresh_layout, request.take_over),
-    )
+    opener = ReleaseOpener(alignment, alignment_id, request, store, provenance, run)
     opener.check_rights(metrics)
     opener.check_layouts(metrics)
     check_may_add(path, alignment.card.encoders)
@@ -199,18 +196,13 @@ class Ingest:
     def _push_session(self) -> AbstractContextManager[PushSession]:
         return push_session(
             self.alignment,
+            self.request,
+            self.metrics,
             alignment_id=self.alignment_id,
             encoders={modality: encoder.card for modality, encoder in self.encoders.items()},
-            collection=self.request.into,
-            metrics=self.metrics,
             store=self.store,
             provenance=self.provenance,
             run=self.run,
-            fresh_layout=self.request.fresh_layout,
-            take_over=self.request.take_over,
-            min_index_recall=self.request.min_index_recall,
-            max_points_per_second=self.request.max_points_per_second,
-            **self.request.layout,
         )
 
     def _write(self, push: PushSession) -> tuple[EmbeddingSet, int, CorpusError | None]:

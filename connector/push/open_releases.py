@@ -26,6 +26,7 @@ from connector.releases.recorded_settings import collection_config
 from connector.releases.release import Release, check_alignment, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present, shows
 from connector.releases.store_identity import FOREIGN, check_owner, claim_collection, here, owner
+from connector.requests import ReleasesRequest
 from connector.states import ReleaseState
 from connector.stores.contract import Store
 from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, Layout, PayloadKind, checked_layout
@@ -37,37 +38,37 @@ OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", 
 NOTHING_CHOSEN: Mapping[str, Any] = {"payload_indexes": {}}
 
 
-def chosen_layout(layout: Mapping[str, Any], store: Store) -> dict[str, Any]:
-    """Return the settings of a layout that were chosen, with `payload_indexes` always among them.
-
-    Raises:
-        SettingsError: the layout is invalid, or the store does not support it.
-    """
-    chosen = {**NOTHING_CHOSEN, **checked_layout(layout)}
-    store.check_layout(Layout(**chosen))
-    return chosen
-
-
 @dataclass(frozen=True, slots=True)
 class ReleaseOpener:
     """Finds or creates the releases of one alignment in one collection.
 
     Attributes:
-        layout: settings that were chosen, see `chosen_layout`.
+        request: which collection, and how new releases are laid out.
         run: the run that pushes.
-        fresh: start from the defaults instead of from the layout of the live release.
-        take_over: claim collections that another database claims.
+
+    Raises:
+        SettingsError: the layout is invalid, or the store does not support it.
     """
 
     alignment: Alignment
     alignment_id: int
-    collection: str
-    layout: Mapping[str, Any]
+    request: ReleasesRequest
     store: Store
     provenance: Provenance
     run: Run
-    fresh: bool = False
-    take_over: bool = False
+
+    def __post_init__(self) -> None:
+        self.store.check_layout(Layout(**self.layout))
+
+    @property
+    def layout(self) -> Mapping[str, Any]:
+        """Settings that the request chose, with `payload_indexes` always among them."""
+        return {**NOTHING_CHOSEN, **checked_layout(self.request.layout)}
+
+    @property
+    def collection(self) -> str:
+        """The collection that is written."""
+        return self.request.into
 
     def check_rights(self, metrics: Collection[Metric]) -> None:
         """Try what the key of the store has to allow, before anything is recorded, created or written.
@@ -102,7 +103,7 @@ class ReleaseOpener:
         Raises:
             MismatchError: a release was created with other settings.
         """
-        if not self.fresh and self.layout == NOTHING_CHOSEN:
+        if not self.request.fresh_layout and self.layout == NOTHING_CHOSEN:
             return
         there = self.store.collections()
         for name in {physical_name(self.collection, metric, self.alignment) for metric in metrics} & set(there):
@@ -160,7 +161,7 @@ class ReleaseOpener:
         metadata = chain(self.alignment, metric, lowering)
         if exists:
             check_chain(self.store, name, metadata)
-            if not self.take_over:
+            if not self.request.take_over:
                 self._check_owner(name)
         row, recorded = self._row(name, metric, lowering)
         new = not exists and not recorded
@@ -168,7 +169,7 @@ class ReleaseOpener:
             self.store.drop(name)
             exists = False
         elif exists:
-            claim_collection(self.provenance, self.store, row, take_over=self.take_over)
+            claim_collection(self.provenance, self.store, row, take_over=self.request.take_over)
         if not exists:
             if sets := ", ".join(s.name for s in self.provenance.ledger.sets_in([row.id])):
                 _log.warning("collection %s was gone and is made anew; push all its embedding sets: %s", name, sets)
@@ -292,7 +293,7 @@ class ReleaseOpener:
         created = complete(row.settings)
         if added:
             created["payload_indexes"] = {**_recorded_indexes(row), **added}
-        base = {**asdict(Layout()), "payload_indexes": OWN_INDEXES} if self.fresh else created
+        base = {**asdict(Layout()), "payload_indexes": OWN_INDEXES} if self.request.fresh_layout else created
         for field, kind in self._new_indexes(created).items():
             if unlike := unreadable_in_words(self.store, row.physical_name, field, kind):
                 raise MismatchError(f"--payload-index {field}={kind}: {unlike}; name another kind, or another field")
@@ -345,7 +346,7 @@ class ReleaseOpener:
 
     def _base(self, row: ReleaseRow, metric: Metric) -> dict[str, Any]:
         """Return the layout that a new collection starts from: that of the one that was lost, or the live release's."""
-        if self.fresh:
+        if self.request.fresh_layout:
             return {}
         if row.settings:
             return complete(row.settings)

@@ -40,7 +40,7 @@ from connector.provenance.leases import orphan_lock, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter
-from connector.push.open_releases import ReleaseOpener, at_work, chosen_layout, open_others, take_back
+from connector.push.open_releases import ReleaseOpener, at_work, open_others, take_back
 from connector.push.other_sets import OtherSets
 from connector.push.point_rate import PointRate
 from connector.push.release_writer import ReleaseWriter
@@ -54,7 +54,7 @@ from connector.releases.release import Release, lower
 from connector.releases.seen_offset import offset_warnings
 from connector.releases.store_identity import record_store
 from connector.releases.verify import check_replicas
-from connector.requests import INDEX_RECALL
+from connector.requests import INDEX_RECALL, ReleasesRequest
 from connector.search.ef_tuning import sample, tune
 from connector.search.fusion_tuning import tune_fusion
 from connector.states import ReleaseState
@@ -68,16 +68,16 @@ SETTLING_SECONDS = 60.0
 SETTLING_POLL_SECONDS = 0.2
 
 
-def metrics_to_push(requested: Sequence[str], name: str, alignment: Alignment) -> list[Metric]:
-    """Return the metrics that are requested; without any, all that the alignment `name` was fitted for.
+def metrics_to_push(request: ReleasesRequest, alignment: Alignment) -> list[Metric]:
+    """Return the metrics that are requested; without any, all that the alignment was fitted for.
 
     Each gets a release with points of its own, so several that nobody asked for are announced.
     """
-    metrics = list(dict.fromkeys(map(parse, requested or alignment.card.metrics)))
-    if not requested and len(metrics) > 1:
+    metrics = list(dict.fromkeys(map(parse, request.metrics or alignment.card.metrics)))
+    if not request.metrics and len(metrics) > 1:
         _log.info(
             "alignment %s was fitted for %s, and each gets a release: %s. Fewer: name them with --metric",
-            *(name, counted(metrics, "metric"), ", ".join(map(str, metrics))),
+            *(request.alignment, counted(metrics, "metric"), ", ".join(map(str, metrics))),
         )
     return metrics
 
@@ -85,20 +85,14 @@ def metrics_to_push(requested: Sequence[str], name: str, alignment: Alignment) -
 def push(
     embedding_set: EmbeddingSet,
     alignment: Alignment,
+    request: ReleasesRequest,
     *,
     set_id: int,
     alignment_id: int,
-    collection: str,
-    metrics: Sequence[Metric],
     store: Store,
     provenance: Provenance,
     run: Run,
     advance: Advance = lambda count: None,
-    fresh_layout: bool = False,
-    take_over: bool = False,
-    min_index_recall: float | None = None,
-    max_points_per_second: float | None = None,
-    **layout: Any,
 ) -> list[Release]:
     """Write `embedding_set` into one release per metric, verify these releases and return them.
 
@@ -109,13 +103,15 @@ def push(
     the batches in which rows were refused.
 
     Args:
-        fresh_layout: lay out new releases without what they inherit from the collection's live release.
-        take_over: claim collections that another database claims.
-        min_index_recall: share of the exact first hits, and of the first ten, in [0, 1], that the index of these
-            releases must find; None: any. Below `INDEX_RECALL` a push warns.
-        max_points_per_second: to write, over all releases; None: as many as the store takes.
-        layout: fields of `connector.stores.layout.Layout`: of new releases, in place of inherited ones, and required of
-            existing releases.
+        embedding_set: what is written.
+        alignment: what the request names.
+        request: into which collection, under which metrics and how. Its layout is that of new releases, in place of
+            what they inherit, and required of existing ones. An index that finds less than `INDEX_RECALL` is warned of.
+        set_id, alignment_id: their rows in SQL.
+        store: where the collections are.
+        provenance: where everything is recorded.
+        run: counts, and takes the rejects.
+        advance: called with the number of rows done since.
 
     Raises:
         SettingsError: the layout is invalid, or the store does not support it.
@@ -125,25 +121,20 @@ def push(
         MismatchError: the set's encoders are not the alignment's; or a collection of that name has another chain or
             layout; or its exact count differs from the ledger.
         EmptyReleaseError: not one row could be written into a new release. It does not go live.
-        IndexRecallError: an index finds less than `min_index_recall`. All is written, and no new release goes live.
+        IndexRecallError: an index finds less than the request requires. All is written, and no new release goes live.
         StoreError, ProvenanceError: a database refused or failed; run the same command again.
     """
     for modality, card in embedding_set.card.encoders.items():
         check_encoder(alignment, modality, card, f"embedding set {embedding_set.path}")
     with push_session(
         alignment,
+        request,
+        metrics_to_push(request, alignment),
         alignment_id=alignment_id,
         encoders=embedding_set.card.encoders,
-        collection=collection,
-        metrics=metrics,
         store=store,
         provenance=provenance,
         run=run,
-        fresh_layout=fresh_layout,
-        take_over=take_over,
-        min_index_recall=min_index_recall,
-        max_points_per_second=max_points_per_second,
-        **layout,
     ) as session:
         if captions_missing(embedding_set) and any(release.caption_payload for release in session.releases):
             _log.warning(
@@ -160,48 +151,42 @@ def push(
 @contextmanager
 def push_session(
     alignment: Alignment,
+    request: ReleasesRequest,
+    metrics: Sequence[Metric],
     *,
     alignment_id: int,
     encoders: Mapping[Modality, EncoderCard],
-    collection: str,
-    metrics: Sequence[Metric],
     store: Store,
     provenance: Provenance,
     run: Run,
-    fresh_layout: bool = False,
-    take_over: bool = False,
-    min_index_recall: float | None = None,
-    max_points_per_second: float | None = None,
-    **layout: Any,
 ) -> Iterator["PushSession"]:
     """Find or create one release per metric. Remove the new ones if the block is refused before it wrote anything.
 
     Args:
+        alignment, request, alignment_id, store, provenance, run: as for `push`.
+        metrics: those that the request asks for, see `metrics_to_push`.
         encoders: of the embedding sets that will be written. The collection's other releases are written too, if their
             alignments were fitted for these encoders.
-        fresh_layout, take_over, min_index_recall, max_points_per_second, layout: as for `push`.
 
     Raises: as `push`.
     """
-    settings = chosen_layout(layout, store)
+    opener = ReleaseOpener(alignment, alignment_id, request, store, provenance, run)
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
-    opener = ReleaseOpener(
-        alignment, alignment_id, collection, settings, store, provenance, run, fresh_layout, take_over
-    )
     writers: list[ReleaseWriter] = []
     try:
         opener.check_rights(metrics)
-        with orphan_lock(provenance.database, record_store(provenance, store, take_over=take_over), run.id):
+        with orphan_lock(provenance.database, record_store(provenance, store, take_over=request.take_over), run.id):
             pass  # a repair that is deleting orphans has ended
-        requested = {physical_name(collection, metric, alignment) for metric in metrics}
-        others = open_others(encoders, collection, requested, store, provenance)
+        requested = {physical_name(request.into, metric, alignment) for metric in metrics}
+        others = open_others(encoders, request.into, requested, store, provenance)
         if others:
             names = ", ".join(writer.release.name for writer in others)
             _log.info("the collection's other releases are written, too: %s", names)
         for metric, lowerings in lowerings_of.items():
             writers.append(opener.open(metric, lowerings))
         yield PushSession(
-            *(writers + others, store, provenance, run, min_index_recall), PointRate(max_points_per_second)
+            *(writers + others, store, provenance, run, request.min_index_recall),
+            PointRate(request.max_points_per_second),
         )
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):
         raise

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import select
 
-from alignment.metrics import METRICS, LearnedMetric, Lowering, Metric, Nnn, bank_name, parse
+from alignment.metrics import METRICS, LearnedMetric, Lowering, Metric, Nnn, bank_name
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.card import AlignmentCard
@@ -46,6 +46,7 @@ from connector.provenance.releases import Releases
 from connector.provenance.tables import BatchRow, ReleaseRow
 from connector.push.session import push
 from connector.releases.release import Release, open_release
+from connector.requests import PushRequest
 from connector.stores.collection import CollectionConfig, CollectionInfo, SettingDifference
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
@@ -246,22 +247,30 @@ class World:
         *,
         metrics: Sequence[str] = ("cosine",),
         collection: str = COLLECTION,
-        **layout: Any,
+        **given: Any,
     ) -> Pushed:
+        """Push as a request says: `given` are fields of it, or else of the layout."""
+        options = {name: given.pop(name) for name in [entry.name for entry in fields(PushRequest)] if name in given}
+        request = PushRequest(
+            set=embedding_set.path.name,
+            into=collection,
+            alignment=alignment_name,
+            metrics=metrics,
+            layout=given,
+            **options,
+        )
         path = self.home / "alignments" / alignment_name
         loaded = Alignment.load(path)
         with self.provenance.runs.start("push", {}) as run:
             releases = push(
                 embedding_set,
                 loaded,
+                request,
                 set_id=self.provenance.artifacts.record_set(embedding_set),
                 alignment_id=self.provenance.artifacts.record_alignment(alignment_name, path, loaded),
-                collection=collection,
-                metrics=[parse(metric) for metric in metrics],
                 store=self.store,
                 provenance=self.provenance,
                 run=run,
-                **layout,
             )
         return Pushed(releases, run.counts, run.id)
 

@@ -8,6 +8,7 @@ import pytest
 
 from alignment.model.alignment import Alignment
 from connector.push.session import metrics_to_push
+from connector.requests import PushRequest
 from tests.support.cli import done, modalign
 from tests.support.world import alignment
 
@@ -17,23 +18,27 @@ def fitted_for(*metrics: str) -> Alignment:
     return replace(made, card=replace(made.card, metrics=list(metrics)))
 
 
+def asking_for(*metrics: str, alignment: str = "a") -> PushRequest:
+    return PushRequest(set="s", into="c", alignment=alignment, metrics=metrics)
+
+
 @pytest.mark.parametrize("requested", [["dot"], ["dot", "euclid", "dot"]])
 def test_what_is_requested_is_pushed_without_a_word(requested: list[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        metrics = metrics_to_push(requested, "a", fitted_for("cosine", "js"))
+        metrics = metrics_to_push(asking_for(*requested), fitted_for("cosine", "js"))
     assert [str(metric) for metric in metrics] == list(dict.fromkeys(requested))
     assert caplog.messages == []
 
 
 def test_the_only_metric_of_an_alignment_needs_no_word(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert [str(metric) for metric in metrics_to_push([], "a", fitted_for("js"))] == ["js(map=split)"]
+        assert [str(metric) for metric in metrics_to_push(asking_for(), fitted_for("js"))] == ["js(map=split)"]
     assert caplog.messages == []
 
 
 def test_all_metrics_of_an_alignment_are_named_with_the_way_to_choose(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert len(metrics_to_push([], "many", fitted_for("cosine", "dot", "js"))) == 3
+        assert len(metrics_to_push(asking_for(alignment="many"), fitted_for("cosine", "dot", "js"))) == 3
     (line,) = caplog.messages
     assert all(word in line for word in ("many", "3 metrics", "cosine, dot, js(map=split)", "--metric"))
 

@@ -15,11 +15,12 @@ from connector.errors import LeaseHeldError, MismatchError, StoreError
 from connector.provenance import leases
 from connector.provenance.leases import creation_lock
 from connector.provenance.tables import ReleaseRow, RunRow
-from connector.push.open_releases import ReleaseOpener, chosen_layout
+from connector.push.open_releases import ReleaseOpener
 from connector.releases.reconcile import reconcile
 from connector.releases.recorded_settings import collection_config
 from connector.releases.release import open_release
 from connector.releases.store_identity import FOREIGN, here
+from connector.requests import PushRequest
 from connector.stores.contract import Store
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
@@ -176,9 +177,9 @@ def test_a_layout_is_refused_before_anything_is_opened_if_it_would_be_then(
     world.store.restore_settings(release.name, config)
     before = world.snapshot()
     with world.provenance.runs.start("ingest", {}) as run:
-        layout = chosen_layout(chosen, world.store)
+        request = PushRequest(set="s", into=COLLECTION, alignment="a", layout=chosen)
         alignment, id_ = release.alignment, release.row.alignment_id
-        opener = ReleaseOpener(alignment, id_, COLLECTION, layout, world.store, world.provenance, run)
+        opener = ReleaseOpener(alignment, id_, request, world.store, world.provenance, run)
         with raises(MismatchError, release.name) if refused else nullcontext():
             opener.check_layouts([release.metric])
     assert world.snapshot() == before

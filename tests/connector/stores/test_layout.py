@@ -14,7 +14,7 @@ from alignment.metrics import Distance
 from alignment.vectors import FloatArray
 from connector.cli import group as cli
 from connector.cli import main  # noqa: F401  adds every command
-from connector.cli.layout_options import layout_options
+from connector.cli.push_options import layout_options
 from connector.errors import MismatchError, PointsRefusedError, SettingsError
 from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import EdgeStore

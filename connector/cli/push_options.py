@@ -1,4 +1,4 @@
-"""Options of `push` and `ingest`: into which collection, and how its new releases are laid out."""
+"""Options that `push` and `ingest` share: into which collection, and how its new releases are laid out."""
 
 import functools
 from collections.abc import Callable, Iterable
