@@ -88,9 +88,7 @@ def compare(
             estimated, or nothing that applies.
     """
     started = time.monotonic()
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise FitError(f"unknown method {unknown[0]!r}; expected some of {', '.join(METHODS)}")
-    check_offset(seen_offset)
+    _check_options(methods, seen_offset)
     data = list(encoder_pairs(sets, hold_out, seed))
     groups, tested = len(data[0].known.groups), len(data[0].test.groups)
     progress(
@@ -99,28 +97,14 @@ def compare(
     say_if_few(tested, progress)
     check_folds_for_offset(seen_offset, groups // max(1, folds), progress)
     clock = _Clock(budget)
-    reference = next((m for m in metrics if not isinstance(m, LearnedMetric | Nnn)), Cosine())
-    measured = [reference, *(metric for metric in dict.fromkeys(metrics) if metric != reference)]
+    measured = _reference_first(metrics)
     that_carry_offsets(measured, seen_offset, progress)
-    bench = _Bench(
-        measured,
-        FitSpec([reference], seed=seed, deadline=clock.deadline, seen_offset=seen_offset),
-        folds,
-        devices.resolve(device),
-        clock,
-        progress,
-    )
+    spec = FitSpec(measured[:1], seed=seed, deadline=clock.deadline, seen_offset=seen_offset)
+    bench = _Bench(measured, spec, folds, devices.resolve(device), clock, progress)
     entered = list(dict.fromkeys(methods)) or [name for name in METHODS if groups >= fewest_groups(name)]
-    for name in entered:
-        for pair_data in data:
-            bench.fit(pair_data, name)
-    if not bench.fitted:
-        raise FitError(f"nothing could be fitted: {bench.not_run[-1].what}: {bench.not_run[-1].reason}")
-    for name in METHODS:
-        if not methods and name not in entered:
-            bench.not_run.append(
-                NotRun(name, f"enters from {fewest_groups(name):,} groups on, or with --method {name}")
-            )
+    bench.fit_all(data, entered)
+    if not methods:
+        bench.not_run += [_too_few_groups(name) for name in METHODS if name not in entered]
     curves = list(bench.curves(data))
     settings = {
         "methods": entered,
@@ -133,7 +117,7 @@ def compare(
     }
     return Comparison(
         [pair_data.pair for pair_data in data],
-        str(reference),
+        str(measured[0]),
         [str(metric) for metric in bench.metrics],
         settings,
         groups,
@@ -143,6 +127,23 @@ def compare(
         bench.not_run,
         time.monotonic() - started,
     )
+
+
+def _check_options(methods: Sequence[str], seen_offset: float | None) -> None:
+    """Refuse what is invalid whatever the data is, before anything takes time."""
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise FitError(f"unknown method {unknown[0]!r}; expected some of {', '.join(METHODS)}")
+    check_offset(seen_offset)
+
+
+def _reference_first(metrics: Sequence[Metric]) -> list[Metric]:
+    """Return each metric once, the first that has nothing to learn before the others; without any, cosine."""
+    reference = next((m for m in metrics if not isinstance(m, LearnedMetric | Nnn)), Cosine())
+    return [reference, *(metric for metric in dict.fromkeys(metrics) if metric != reference)]
+
+
+def _too_few_groups(method: str) -> NotRun:
+    return NotRun(method, f"enters from {fewest_groups(method):,} groups on, or with --method {method}")
 
 
 class _Clock:
@@ -188,6 +189,18 @@ class _Bench:
         self.clock, self.progress = clock, progress
         self.fitted: list[Fitted] = []
         self.not_run: list[NotRun] = []
+
+    def fit_all(self, data: Sequence[PairData], methods: Sequence[str]) -> None:
+        """Fit each method for all encoder pairs before the next, more expensive one.
+
+        Raises:
+            FitError: nothing could be fitted.
+        """
+        for method in methods:
+            for pair_data in data:
+                self.fit(pair_data, method)
+        if not self.fitted:
+            raise FitError(f"nothing could be fitted: {self.not_run[-1].what}: {self.not_run[-1].reason}")
 
     def fit(self, data: PairData, method: str) -> None:
         """Choose, fit and measure a method for an encoder pair, or say why not. The first has all the time it takes."""

@@ -15,31 +15,27 @@ from alignment import distributed
 from alignment.errors import FitError
 from alignment.fitting.cross_validation import Candidate, Progress, best_of, cross_validate
 from alignment.fitting.folds import Folds
+from alignment.fitting.held_out_recall import HeldOutSamples
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, fewest_groups, refined
 from alignment.fitting.objective import has_gradient
-from alignment.fitting.recall_estimates import held_out_rows, whole_rows
-from alignment.fitting.seen_offsets import FittedMetrics, Offsets, left_out_sample, seen_offsets
-from alignment.fitting.seen_unseen import FEWEST_GROUPS, MOST_ITEMS, SeenUnseen, WholeRecall
+from alignment.fitting.seen_offsets import FittedMetrics, left_out_sample, seen_offsets
+from alignment.fitting.seen_unseen import FEWEST_GROUPS
 from alignment.fitting.split import Split, check_directions, training_and_test
 from alignment.fitting.trainer import Model, split, train
 from alignment.fitting.training import Training
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.metrics.seen_offset import carries
-from alignment.modality import DIRECTIONS, MODALITIES, Modality
+from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.card import AlignmentCard
 from alignment.names import HEADS, did_you_mean
 from alignment.plurals import counted
-from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.retrieval.ranks import Ranks, recall_at
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 
 if TYPE_CHECKING:
     import torch
-# Groups to report recall on, at most: ranking is quadratic, and some metrics cost hundreds of times what cosine does.
-HELD_OUT_GROUPS = 2_000
 # Half of the 95% interval of a recall from which on a fit says how few groups measure it: below 97 groups.
 UNCERTAIN, NORMAL_95 = 0.1, 1.96
 # Learned metrics have few weights, and learn from more and smaller steps.
@@ -91,61 +87,44 @@ def fit(
     _check_options(method, budget, given, seen_offset)
     encoders = common_encoders(sets)
     split = _training_and_test(sets, hold_out, progress)
-    known, test = split.training, split.test
+    known = split.training
     _check_references(metrics, known)
     check_folds_for_offset(seen_offset, len(known.groups) // max(1, folds), progress)
-    offset_metrics = that_carry_offsets(metrics, seen_offset, progress)
+    with_offset = that_carry_offsets(metrics, seen_offset, progress)
     place = devices.resolve(device)
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
-    task = FitSpec(fixed if joint else fixed[:1], given, seed, seen_offset=seen_offset)
+    spec = FitSpec(fixed if joint else fixed[:1], given, seed, seen_offset=seen_offset)
     names = _entering(known, fixed, progress) if method == "auto" else [method]
     parts = Folds(known, folds, seed, place)
-    judged = _sampled(test, seed, progress).reserve()
-    both = SeenUnseen.sampled(known, test, seed, most=HELD_OUT_GROUPS)
-    for sample in (both, left_out_sample(parts, seed)):
-        sample.data.reserve()
+    samples = HeldOutSamples.reserved(split, seed, progress)
+    left_out_sample(parts, seed).data.reserve()
+
     scores = cross_validate(
-        known, names, task, folds=folds, device=place, budget=budget, progress=progress, parts=parts
+        known, names, spec, folds=folds, device=place, budget=budget, progress=progress, parts=parts
     )
     best = best_of(scores)
     _report_best(best, scores, progress)
-    task = replace(task, progress=progress)
-    if joint:
-        fitted = _jointly(best, known, place, replace(task, metrics=[*fixed, *_learners(metrics)]))
-    else:
-        fitted = _fit_best(best, parts, place, task)
-    weights = fit_metrics(metrics, known.project(fitted.projections), fitted.metrics, task=task, device=place)
-    quiet = replace(task, progress=lambda line: None)
-    with_weights = FittedMetrics(offset_metrics, weights)
-    offsets = seen_offsets(best, known, fitted.projections, with_weights, folds, place, quiet, parts)
-    whole, estimates = _whole_recall(both.read(), fitted.projections, fixed[0], offsets, seed)
-    _report_whole(whole, progress)
-    aligned = judged.read().project(fitted.projections)
-    ranks = {m: aligned.ranks({side: m.bind(weights, side) for side in MODALITIES}) for m in metrics}
-    return Alignment(
-        AlignmentCard(
-            encoders=encoders,
-            method=best.method,
-            hyperparameters=best.hyperparameters,
-            metrics=[str(metric) for metric in metrics],
-            sets=[s.card.fingerprint for s in sets],
-            pairs=len(parts.pairs()),
-            hold_out=hold_out,
-            training=fitted.training,
-            held_out_recall={str(metric): recall_table(own) for metric, own in ranks.items()},
-            held_out_groups=len(judged.groups),
-            candidates=[candidate.to_json() for candidate in scores],
-            seen_offsets=offsets,
-            whole_recall={direction: [recall.at(place) for place in range(2)] for direction, recall in whole.items()},
-            recall_estimates=[
-                *(row for metric, own in ranks.items() for row in held_out_rows(metric, aligned, own, seed=seed)),
-                *estimates,
-            ],
-        ),
-        dict(zip(MODALITIES, fitted.projections, strict=True)),
-        weights,
-        split.seen,
+    fitted = _fit_all(best, parts, place, replace(spec, progress=progress), metrics, joint=joint)
+    projections, weights = fitted.projections, fitted.weights
+    offsets = seen_offsets(best, known, projections, FittedMetrics(with_offset, weights), folds, place, spec, parts)
+    recall = samples.recall(projections, FittedMetrics(metrics, weights), fixed[0], offsets, progress)
+    card = AlignmentCard(
+        encoders=encoders,
+        method=best.method,
+        hyperparameters=best.hyperparameters,
+        metrics=[str(metric) for metric in metrics],
+        sets=[s.card.fingerprint for s in sets],
+        pairs=len(parts.pairs()),
+        hold_out=hold_out,
+        training=fitted.training,
+        held_out_groups=len(samples.held_out.groups),
+        candidates=[candidate.to_json() for candidate in scores],
+        seen_offsets=offsets,
+        held_out_recall=recall.held_out_recall,
+        whole_recall=recall.whole_recall,
+        recall_estimates=recall.recall_estimates,
     )
+    return Alignment(card, dict(zip(MODALITIES, projections, strict=True)), weights, split.seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +134,13 @@ class _Fitted:
     Attributes:
         metrics: those that were trained with the projections.
         training: settings and losses of the training, as a card records them; empty for closed forms.
+        weights: of all metrics that have some.
     """
 
     projections: Projections
     metrics: Sequence[LearnedMetric] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 def _check_options(method: str, budget: float | None, training: Mapping[str, Any], seen_offset: float | None) -> None:
@@ -230,31 +211,6 @@ def that_carry_offsets(metrics: Sequence[Metric], seen_offset: float | None, pro
     return [metric for metric in metrics if metric not in without]
 
 
-def _whole_recall(
-    both: SeenUnseen, projections: Projections, metric: Metric, offsets: Offsets, seed: int
-) -> tuple[dict[str, WholeRecall], list[dict[str, Any]]]:
-    """Measure training and held-out items in one collection: by direction without and with the offset, and in rows."""
-    own = offsets.get(str(metric), {})
-    scored = both.scores(projections, both.data.project(projections), [metric] * len(DIRECTIONS), seed=seed)
-    measured = {
-        direction: scores.recall(np.array([0.0, own.get(target, 0.0)]))
-        for (direction, (_, target)), scores in zip(DIRECTIONS.items(), scored, strict=True)
-    }
-    return measured, list(whole_rows(metric, scored, own, both, seed=seed))
-
-
-def _report_whole(whole: Mapping[str, WholeRecall], progress: Progress) -> None:
-    """Say how new items are found beside known ones, without the offset and with the one that the alignment holds."""
-    for direction, recall in whole.items():
-        before, after = (
-            f"{recall.unseen[place, -1]:.3f} unseen, {recall.seen[place, -1]:.3f} seen" for place in (0, 1)
-        )
-        progress(
-            f"{direction} in one collection, Recall@10: {after}, harmonic mean {recall.harmonic(1):.3f}; without an "
-            f"offset {before}; offset {recall.offsets[1]:.4g}"
-        )
-
-
 def _report_best(best: Candidate, scores: Sequence[Candidate], progress: Progress) -> None:
     progress(
         f"best: {best.method} {best.hyperparameters}, {best.score:.3f} in the cross-validation, a mean over Recall@1, "
@@ -266,22 +222,22 @@ def _report_best(best: Candidate, scores: Sequence[Candidate], progress: Progres
         progress(f"best of the other methods: {other.method}, {other.score:.3f} {compared}")
 
 
+def _fit_all(
+    best: Candidate, parts: Folds, device: "torch.device", task: FitSpec, metrics: Sequence[Metric], *, joint: bool
+) -> _Fitted:
+    """Fit what won the cross-validation on all training pairs, then what `metrics` learn in its space."""
+    known = parts.data
+    fitted = _jointly(best, known, device, task, metrics) if joint else _fit_best(best, parts, device, task)
+    aligned = known.project(fitted.projections)
+    return replace(fitted, weights=fit_metrics(metrics, aligned, fitted.metrics, task=task, device=device))
+
+
 def _fit_best(best: Candidate, parts: Folds, device: "torch.device", task: FitSpec) -> _Fitted:
     """Fit what won the cross-validation on all training pairs."""
     projections = Fitter(best.method, parts.data, device, task, parts.pairs()).fit(best.hyperparameters)
     if best.method not in HEADS:
         return _Fitted(projections)
     return _Fitted(projections, training=asdict(task.training(best.hyperparameters)) | _terms(task.metrics))
-
-
-def _sampled(test: GroupedEmbeddings, seed: int, progress: Progress) -> GroupedEmbeddings:
-    """Return at most `HELD_OUT_GROUPS` of the held-out groups, and at most `MOST_ITEMS` of their items a modality."""
-    groups = test.groups
-    chosen = np.random.default_rng(seed).permutation(groups)[:HELD_OUT_GROUPS]
-    if len(chosen) < len(groups):
-        share = f"{len(chosen):,} of {len(groups):,} held-out groups"
-        progress(f"recall is measured on {share}; an audit asks with all of them")
-    return test.only(chosen).bounded(MOST_ITEMS)
 
 
 def _entering(known: GroupedEmbeddings, metrics: Sequence[Metric], progress: Progress) -> list[str]:
@@ -366,10 +322,13 @@ def fit_learned(
     return started
 
 
-def _jointly(best: Candidate, known: GroupedEmbeddings, device: "torch.device", task: FitSpec) -> _Fitted:
-    """Train a residual on what was chosen, together with the metrics of `task` that learn."""
+def _jointly(
+    best: Candidate, known: GroupedEmbeddings, device: "torch.device", task: FitSpec, metrics: Sequence[Metric]
+) -> _Fitted:
+    """Train a residual on what was chosen under the metrics of `task`, together with those of `metrics` that learn."""
     from alignment.fitting.heads import Residual
 
+    task = replace(task, metrics=[*task.metrics, *_learners(metrics)])
     training = task.training(JOINT)
     quiet = replace(task, progress=lambda line: None)
     result = refined(
@@ -387,14 +346,6 @@ def _jointly(best: Candidate, known: GroupedEmbeddings, device: "torch.device", 
 def _terms(metrics: Sequence[Metric]) -> dict[str, Any]:
     """Weights of the losses under each metric, as a card records them."""
     return {"metrics": {str(metric): 1 / len(metrics) for metric in metrics}}
-
-
-def recall_table(both: tuple[Ranks, Ranks]) -> dict[str, dict[str, float]]:
-    """Recall@1/5/10 of both directions, by name."""
-    return {
-        direction: {f"recall@{k}": round(recall_at(side, k), 6) for k in KS}
-        for direction, side in zip(DIRECTIONS, both, strict=True)
-    }
 
 
 def common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:

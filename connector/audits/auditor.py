@@ -7,20 +7,20 @@ query without any relevant item counts as a miss. Among equal scores irrelevant 
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignment.modality import DIRECTIONS
+from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.kinds import HARMONIC, HELD_OUT, SEEN, UNSEEN
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.baseline import Baseline, PerQuery, drifts
 from connector.audits.captions import DIRECTION, lengths, measure_captions
 from connector.audits.collection_checks import collection_warnings, few_groups, limit_warnings, seen_warnings
 from connector.audits.direction import measure_direction
-from connector.audits.galleries import lay_out
+from connector.audits.galleries import QuerySet, lay_out
 from connector.audits.geometry import Drawn, draw, measure_space
 from connector.audits.kinds import WAYS
 from connector.audits.measure import BOTH
@@ -29,7 +29,7 @@ from connector.audits.plan import AuditPlan
 from connector.audits.point_scan import SliceScanner
 from connector.audits.reference import Truth
 from connector.audits.requirements import Requirement, check_known, failures
-from connector.audits.result import Audit
+from connector.audits.result import Audit, SpaceResult
 from connector.audits.stages import (
     FILTER,
     INDEX,
@@ -95,24 +95,8 @@ def audit(
     """
     for modality, card in embedding_set.card.encoders.items():
         check_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
-    info = store.describe(release.name)
-    if info.has_replicas:
-        info = replace(info, points=store.count(release.name, consistent=True))
     queries = lay_out(release, embedding_set, plan)
-    subject = AuditSubject(
-        release=release,
-        store=store,
-        info=info,
-        plan=plan,
-        pairs=embedding_set,
-        queries=queries.sets,
-        filters=_filters(plan, release, store),
-        stages=stages(release.guarantee, quantized=info.quantization is not None),
-        candidates=CandidateSearch(release, store),
-        limiter=RateLimiter(plan.max_qps),
-        advance=advance,
-        workers=workers,
-    )
+    subject = _subject(release, store, embedding_set, plan, queries.sets, advance, workers)
     fields = strata(queries.sets, plan)
     check_known(requirements, announced(subject, fields), baseline, release=release.name)
     findings = list(queries.warnings)
@@ -121,22 +105,13 @@ def audit(
 
     sample = draw(embedding_set, queries.draws, seed=plan.seed)
     truths = _truths(subject, sample, pairs)
-    findings += collection_warnings(info, release, setting_differences(release, store), subject.filters)
-    findings += few_groups({modality: len(set(own.rows.groups)) for modality, own in queries.sets.items()})
     subject = _without_refused_stages(subject)
-    if subject.why_refused is not None:
-        findings.append(f"The store refuses exact search, so no stage of it was measured: {subject.why_refused}")
-    findings += limit_warnings(release, store.search_limits(release.name))
-    findings += seen_warnings(release, plan, {DIRECTIONS[d][1]: truth.census for d, truth in truths.items()})
-
+    findings += _warnings(subject, truths)
     directions = {
         direction: measure_direction(subject, direction, truth, fields[DIRECTIONS[direction][0]])
         for direction, truth in truths.items()
     }
-    read_back = {id_: vector for truth in truths.values() for id_, vector in truth.kept.items()}
-    probe = subject.align(queries.sets["image"].rows)[:4]
-    _log.info("audit %s: measuring the modality gap", release.name)
-    space = measure_space(release, sample, read_back, probe, seed=plan.seed)
+    space = _space(subject, sample, truths)
     if space.finding:
         findings.append(space.finding)
 
@@ -145,7 +120,7 @@ def audit(
         plan,
         pairs,
         release=release,
-        info=info,
+        info=subject.info,
         directions=directions,
         space=space,
         findings=findings,
@@ -155,6 +130,54 @@ def audit(
     if baseline is not None:
         measured = _compared(measured, baseline, requirements)
     return replace(measured, failures=failures(requirements, measured.measures, measured.drifts))
+
+
+def _subject(
+    release: Release,
+    store: Store,
+    embedding_set: EmbeddingSet,
+    plan: AuditPlan,
+    queries: Mapping[Modality, QuerySet],
+    advance: Advance,
+    workers: SliceScanner | None,
+) -> AuditSubject:
+    """Return the release with what its store says of it, and how a plan queries it."""
+    info = store.describe(release.name)
+    if info.has_replicas:
+        info = replace(info, points=store.count(release.name, consistent=True))
+    return AuditSubject(
+        release=release,
+        store=store,
+        info=info,
+        plan=plan,
+        pairs=embedding_set,
+        queries=queries,
+        filters=_filters(plan, release, store),
+        stages=stages(release.guarantee, quantized=info.quantization is not None),
+        candidates=CandidateSearch(release, store),
+        limiter=RateLimiter(plan.max_qps),
+        advance=advance,
+        workers=workers,
+    )
+
+
+def _warnings(subject: AuditSubject, truths: Mapping[str, Truth]) -> Iterator[str]:
+    """Yield what people should know of the collection, of the queries and of what the store answers."""
+    release, store = subject.release, subject.store
+    yield from collection_warnings(subject.info, release, setting_differences(release, store), subject.filters)
+    yield from few_groups({modality: len(set(own.rows.groups)) for modality, own in subject.queries.items()})
+    if subject.why_refused is not None:
+        yield f"The store refuses exact search, so no stage of it was measured: {subject.why_refused}"
+    yield from limit_warnings(release, store.search_limits(release.name))
+    yield from seen_warnings(release, subject.plan, {DIRECTIONS[d][1]: truth.census for d, truth in truths.items()})
+
+
+def _space(subject: AuditSubject, sample: Drawn, truths: Mapping[str, Truth]) -> SpaceResult:
+    """Measure the shared space on the points of the sample that were read along with what is right."""
+    read_back = {id_: vector for truth in truths.values() for id_, vector in truth.kept.items()}
+    probe = subject.align(subject.queries["image"].rows)[:4]
+    _log.info("audit %s: measuring the modality gap", subject.release.name)
+    return measure_space(subject.release, sample, read_back, probe, seed=subject.plan.seed)
 
 
 def announced(subject: AuditSubject, fields: Strata) -> list[tuple[str, str, str]]:

@@ -1,5 +1,6 @@
 """Records audits in SQL."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,21 @@ from connector.releases.chain import search_settings
 
 def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
     """Write an audit to SQL; return its number."""
-    plan, info = result.plan, result.info
+    return provenance.audits.record(
+        run_id=run.id,
+        release_id=result.row.id,
+        set_id=set_id,
+        verdict=result.verdict,
+        settings=_settings(result),
+        measures=list(_measures(result)),
+        per_query={direction: queries.packed() for direction, queries in result.per_query.items()}
+        | {packed_as(*of): queries.packed() for of, queries in result.per_kind.items()},
+    )
+
+
+def _settings(result: Audit) -> dict[str, Any]:
+    """Return how an audit was made, and what its measures do not say of what it found."""
+    plan = result.plan
     settings: dict[str, Any] = {
         "pairs": result.pairs,
         "queries": None if plan.protocol else plan.queries,
@@ -32,55 +47,54 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
     }
     if result.broken is not None:
         settings["broken"] = result.broken
-    if info is not None and result.release is not None:
-        settings |= {
-            "gallery_size": result.gallery,
-            "without_relevant": result.without_relevant,
-            "points": info.points,
-            "indexed": info.indexed,
-            "guarantee": result.release.guarantee.value,
-            "verified": result.verified,
-            "collection": {
-                "m": info.m,
-                "ef_construct": info.ef_construct,
-                "quantization": info.quantization,
-                "payload_indexes": list(info.payload_indexes),
-                "status": info.status,
-            },
-            "findings": list(result.findings),
-            "stages": [_stage(stage) for stage in result.stages],
-            "captions": asdict(result.captions) if result.captions else None,
-            "seen_unseen": [
-                {"direction": own.direction, "about": own.about, "why_not": own.why_not} for own in result.seen_unseen
-            ],
-        }
+    settings |= _found_in(result)
     if result.worse_than_live:
         settings["worse_than_live"] = [drift.in_words for drift in result.worse_than_live]
     if result.drifts:
         settings["against"] = result.drifts[0].audit
-    return provenance.audits.record(
-        run_id=run.id,
-        release_id=result.row.id,
-        set_id=set_id,
-        verdict=result.verdict,
-        settings=settings,
-        measures=[
-            MeasureRow(
-                direction=m.direction,
-                stage=stage,
-                stratum=stratum,
-                name=m.name,
-                value=m.value,
-                low=m.low,
-                high=m.high,
-                queries=m.queries,
-            )
-            for m in result.measures
-            for stage, stratum in [stage_and_stratum(m.part)]
+    return settings
+
+
+def _found_in(result: Audit) -> dict[str, Any]:
+    """Return what was found in the release; of a broken one, of which nothing was measured, nothing."""
+    if (info := result.info) is None or result.release is None:
+        return {}
+    return {
+        "gallery_size": result.gallery,
+        "without_relevant": result.without_relevant,
+        "points": info.points,
+        "indexed": info.indexed,
+        "guarantee": result.release.guarantee.value,
+        "verified": result.verified,
+        "collection": {
+            "m": info.m,
+            "ef_construct": info.ef_construct,
+            "quantization": info.quantization,
+            "payload_indexes": list(info.payload_indexes),
+            "status": info.status,
+        },
+        "findings": list(result.findings),
+        "stages": [_stage(stage) for stage in result.stages],
+        "captions": asdict(result.captions) if result.captions else None,
+        "seen_unseen": [
+            {"direction": own.direction, "about": own.about, "why_not": own.why_not} for own in result.seen_unseen
         ],
-        per_query={direction: queries.packed() for direction, queries in result.per_query.items()}
-        | {packed_as(*of): queries.packed() for of, queries in result.per_kind.items()},
-    )
+    }
+
+
+def _measures(result: Audit) -> Iterator[MeasureRow]:
+    for measure in result.measures:
+        stage, stratum = stage_and_stratum(measure.part)
+        yield MeasureRow(
+            direction=measure.direction,
+            stage=stage,
+            stratum=stratum,
+            name=measure.name,
+            value=measure.value,
+            low=measure.low,
+            high=measure.high,
+            queries=measure.queries,
+        )
 
 
 def _stage(stage: StageSummary) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from connector.provenance.tables import now
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
     from connector.audits.history import AuditSummary
+    from connector.audits.requirements import UnmetRequirement
 
 
 def documents(results: Sequence[RunResult[Audit]]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def documents(results: Sequence[RunResult[Audit]]) -> dict[str, Any]:
 def document(result: RunResult[Audit]) -> dict[str, Any]:
     """Return an audit as JSON; infinite and unknown numbers become null."""
     found = result.value
-    info, plan = found.info, found.plan
+    plan = found.plan
     written: dict[str, Any] = {
         "run": result.run,
         "audit": found.number,
@@ -42,54 +43,57 @@ def document(result: RunResult[Audit]) -> dict[str, Any]:
         "sample": plan.sample,
         "broken": found.broken,
         "measures": [asdict(measure) for measure in found.measures],
-        "not_met": [
-            {
-                "requirement": f.requirement.text,
-                "direction": f.direction,
-                "measure": f.requirement.name,
-                "part": f.requirement.part,
-                "value": f.value,
-                "why": f.why,
-            }
-            for f in found.failures
-        ],
+        "not_met": [_unmet(failure) for failure in found.failures],
         "drifts": [_drift(drift) for drift in found.drifts],
         "worse_than_live": [_drift(drift) for drift in found.worse_than_live],
     }
-    if info is not None and found.release is not None:
-        written |= {
-            "guarantee": found.release.guarantee,
-            "gallery_size": found.gallery,
-            "points": info.points,
-            "indexed": info.indexed,
-            "index": {
-                "m": info.m,
-                "ef_construct": info.ef_construct,
-                "hnsw_ef": found.release.hnsw_ef,
-                "quantization": info.quantization,
-                "payload_indexes": list(info.payload_indexes),
-                "status": info.status,
-            },
-            "verified_points": found.verified,
-            "without_relevant": found.without_relevant,
-            "stages": [_stage(stage) for stage in found.stages],
-            "blamed": [
-                {"direction": stage.direction, "stage": stage.name, "kind": stage.kind} for stage in found.blamed
-            ],
-            "curve": {
-                direction: [
-                    {"k": k, **asdict(estimate), "chance": result_of.chance[k]}
-                    for k, estimate in result_of.curve.items()
-                ]
-                for direction, result_of in found.directions.items()
-            },
-            "seen_unseen": {result.direction: _seen_unseen(result) for result in found.seen_unseen},
-            "geometry": found.space.geometry.to_json() if found.space.geometry else None,
-            "geometry_of": found.space.of,
-            "worst": [asdict(worst) for worst in found.worst],
-            "captions": asdict(found.captions) if found.captions else None,
-        }
-    return dict(_without_infinity(written))
+    return dict(_without_infinity(written | _found_in(found)))
+
+
+def _found_in(found: Audit) -> dict[str, Any]:
+    """Return what an audit found in its release, as JSON; of a broken one, of which nothing was measured, nothing."""
+    if (info := found.info) is None or found.release is None:
+        return {}
+    return {
+        "guarantee": found.release.guarantee,
+        "gallery_size": found.gallery,
+        "points": info.points,
+        "indexed": info.indexed,
+        "index": {
+            "m": info.m,
+            "ef_construct": info.ef_construct,
+            "hnsw_ef": found.release.hnsw_ef,
+            "quantization": info.quantization,
+            "payload_indexes": list(info.payload_indexes),
+            "status": info.status,
+        },
+        "verified_points": found.verified,
+        "without_relevant": found.without_relevant,
+        "stages": [_stage(stage) for stage in found.stages],
+        "blamed": [{"direction": stage.direction, "stage": stage.name, "kind": stage.kind} for stage in found.blamed],
+        "curve": {
+            direction: [
+                {"k": k, **asdict(estimate), "chance": result_of.chance[k]} for k, estimate in result_of.curve.items()
+            ]
+            for direction, result_of in found.directions.items()
+        },
+        "seen_unseen": {result.direction: _seen_unseen(result) for result in found.seen_unseen},
+        "geometry": found.space.geometry.to_json() if found.space.geometry else None,
+        "geometry_of": found.space.of,
+        "worst": [asdict(worst) for worst in found.worst],
+        "captions": asdict(found.captions) if found.captions else None,
+    }
+
+
+def _unmet(failure: "UnmetRequirement") -> dict[str, Any]:
+    return {
+        "requirement": failure.requirement.text,
+        "direction": failure.direction,
+        "measure": failure.requirement.name,
+        "part": failure.requirement.part,
+        "value": failure.value,
+        "why": failure.why,
+    }
 
 
 def _stage(stage: StageSummary) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from alignment.fitting import fit as fitting
 from alignment.fitting import heads
 from alignment.fitting.closed_forms import CLOSED_FORMS, Hyperparameters
 from alignment.fitting.cross_validation import best_of, cross_validate
-from alignment.fitting.fit import fit, recall_table
+from alignment.fitting.fit import fit
+from alignment.fitting.held_out_recall import recall_table
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, candidates
 from alignment.fitting.trainer import train
 from alignment.metrics import BANK, METRICS, Cosine, Euclid, LearnedMetric, Metric, bank_name, parse
@@ -858,7 +859,7 @@ def test_recall_is_reported_on_a_bounded_number_of_groups(
 ) -> None:
     made = pair_set(tmp_path / "s", *linear_pair(rng, 100))
     whole = fit([made], method="ridge", device="cpu").card
-    monkeypatch.setattr(fitting, "HELD_OUT_GROUPS", 7)
+    monkeypatch.setattr("alignment.fitting.held_out_recall.HELD_OUT_GROUPS", 7)
     lines: list[str] = []
     part = fit([made], method="ridge", device="cpu", progress=lines.append).card
     assert part.held_out_groups == 7 < whole.held_out_groups

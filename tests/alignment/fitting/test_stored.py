@@ -11,8 +11,7 @@ import pytest
 
 from alignment.errors import FitError
 from alignment.fitting import batches as batching
-from alignment.fitting import closed_forms, cross_validation, folds, pairs, seen_unseen, split, stored
-from alignment.fitting import fit as fitting
+from alignment.fitting import closed_forms, cross_validation, folds, held_out_recall, pairs, seen_unseen, split, stored
 from alignment.fitting.batches import batches
 from alignment.fitting.fit import fit
 from alignment.fitting.seen_unseen import SeenUnseen
@@ -107,7 +106,7 @@ def test_every_shard_is_read_once_but_for_its_neighbours_edge(
     method: str, order: str, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name in (
-        (fitting, "HELD_OUT_GROUPS"),
+        (held_out_recall, "HELD_OUT_GROUPS"),
         (cross_validation, "VALIDATION_GROUPS"),
         (closed_forms, "PAIRS"),
     ):
@@ -256,7 +255,7 @@ def test_a_group_of_many_items_is_measured_with_some_of_them(
     lines: list[str] = []
     whole = fit([made], method="ridge", device="cpu", progress=lines.append)
     assert not [line for line in lines if "drawn evenly" in line]
-    for module in (seen_unseen, cross_validation, fitting):
+    for module in (seen_unseen, cross_validation, held_out_recall):
         monkeypatch.setattr(module, "MOST_ITEMS", 100)
     some = fit([made], method="ridge", device="cpu", progress=lines.append)
     assert "of their items, at most 100 images and 100 texts are drawn evenly" in lines
