@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy.engine import URL
-
 from alignment.object_storage import is_remote, is_url, located
 from connector.errors import SettingsError
 from connector.safe_text import redacted, split_urls
@@ -96,6 +94,8 @@ class Settings:
 
 
 def _sqlite_url(path: Path) -> str:
+    from sqlalchemy.engine import URL  # here, because `--help` reads defaults of settings and need not wait for it
+
     # A path may hold what has a meaning in a URL: %2F, ?, #
     try:
         str(path).encode()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean
 from alignment.retrieval.caption_weight import CAPTION_WEIGHT, MOST_QUERIES, best_weight
 from alignment.retrieval.caption_weight import FEWEST_QUERIES as FEWEST_TO_CHOOSE
+from alignment.retrieval.cutoffs import ENDS
 from alignment.retrieval.grouped import ModalityEmbeddings
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.retrieval.ranks import IntArray
@@ -161,7 +162,7 @@ class CaptionQueries:
         queries = len(self.ranks)
         if queries < FEWEST_QUERIES:
             return CaptionsAlone(queries)
-        first, among = (bootstrap_mean(self._found(self.ranks, k), self.asked.groups, seed=seed) for k in (1, 10))
+        first, among = (bootstrap_mean(self._found(self.ranks, k), self.asked.groups, seed=seed) for k in ENDS)
         return CaptionsAlone(queries, self.paraphrased, first, among)
 
     def by_way(self, by_image: Score, by_caption: Score, images: IntArray, seed: int) -> ByWay | None:

@@ -33,6 +33,7 @@ from alignment.comparison.verdict_words import (
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.metrics import Guarantee, LearnedMetric, parse
 from alignment.plurals import counted
+from alignment.retrieval.cutoffs import RECALL
 from alignment.retrieval.kinds import SEEN, UNSEEN
 
 IDENTITY = "identity"
@@ -88,7 +89,7 @@ def advise(comparison: Comparison) -> Advice:
 
 
 def _short(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Guideline:
-    chance = next(pair.chance["recall@10"] for pair in comparison.pairs if pair.name == fitted.pair)
+    chance = next(pair.chance[RECALL] for pair in comparison.pairs if pair.name == fitted.pair)
     says = f"Take {fitted.method}{where(comparison, fitted.pair)} under {row.metric}: in one collection of all items "
     says += f"the Recall@10 of new and known items has a harmonic mean of {whole_of(row).judged}. Among the held-out "
     says += f"items alone Recall@10 is {row.recall}, where chance gives {chance:.3f}."

@@ -13,6 +13,7 @@ from alignment.fitting.cross_validation import Candidate
 from alignment.geometry.modality_gap import Gap
 from alignment.modality import Modality
 from alignment.retrieval.bootstrap import Estimate
+from alignment.retrieval.cutoffs import RECALL
 from alignment.sets.cards import EncoderCard
 
 
@@ -70,7 +71,7 @@ class MetricRow:
     @property
     def recall(self) -> Estimate:
         """Recall@10 among the test groups alone, mean of both directions."""
-        return self.recalls["mean"]["recall@10"]
+        return self.recalls["mean"][RECALL]
 
 
 @dataclass(frozen=True, slots=True)

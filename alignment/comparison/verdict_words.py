@@ -7,6 +7,7 @@ from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, MARGIN, Verdict
 from alignment.comparison.table import Comparison, MetricRow
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.plurals import counted
+from alignment.retrieval.cutoffs import RECALL
 from alignment.retrieval.kinds import HARMONIC
 
 # What choices are judged by, and how the preferred one was found.
@@ -48,7 +49,7 @@ def judged(
         kind: of items, or the harmonic mean of both kinds.
     """
     wholes = [whole_of(row) for row in rows]
-    values = [whole.estimates[kind]["recall@10"].value for whole in wholes]
+    values = [whole.estimates[kind][RECALL].value for whole in wholes]
     samples = [whole.samples[kind] for whole in wholes]
     return judge(values, samples, costs, comparison.test_groups, preferred)
 

@@ -14,7 +14,7 @@ from alignment.comparison.paired_bootstrap import Floats, Hits, WholeHits, estim
 from alignment.fitting.seen_unseen import DirectionScores, WholeRecall
 from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.bootstrap import Estimate
-from alignment.retrieval.cutoffs import KS
+from alignment.retrieval.cutoffs import KS, RECALL
 from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from alignment.retrieval.ranks import IntArray
 from alignment.retrieval.seen_unseen import SeenUnseenCurve, curve
@@ -45,7 +45,7 @@ class WholeCollection:
     @property
     def judged(self) -> Estimate:
         """The harmonic mean of seen and unseen Recall@10, mean of both directions."""
-        return self.estimates[HARMONIC]["recall@10"]
+        return self.estimates[HARMONIC][RECALL]
 
     @property
     def has_offset(self) -> bool:

@@ -31,7 +31,7 @@ from connector.audits.plan import AuditPlan
 from connector.audits.subject import AuditSubject
 from connector.releases.fusion import Fusion
 from connector.releases.points import PAYLOAD
-from connector.search.other_captions import Answer, ask
+from connector.search.other_captions import CaptionScores, ask
 from connector.stores.points import Payload
 
 # Queries that are asked in all three ways, chosen by hash; so many of them first of items with several captions.
@@ -108,7 +108,7 @@ class AnsweredCaptions:
     """Captions or paraphrases of them, n rows, and what each finds."""
 
     rows: Rows
-    answers: Sequence[Answer]
+    answers: Sequence[CaptionScores]
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "AnsweredCaptions":
         """Keep the queries where `chosen` (n,) is true."""

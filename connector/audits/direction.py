@@ -11,7 +11,7 @@ from alignment.retrieval.measures import Floats, recall
 from connector.audits.galleries import BenchmarkFolds, QuerySet
 from connector.audits.measure import Measurement, QueryOutcomes
 from connector.audits.measures import MEASURES, chance_recall, names_of
-from connector.audits.query_run import Place, QueryRun, Results
+from connector.audits.query_run import MeasureKey, QueryRun, Results
 from connector.audits.reference import Truth
 from connector.audits.result import DirectionResult
 from connector.audits.seen_unseen import measure_seen_unseen
@@ -68,7 +68,7 @@ def measure_direction(
     )
 
 
-def _whole_columns(subject: AuditSubject, outcomes: QueryOutcomes) -> dict[Place, Floats]:
+def _whole_columns(subject: AuditSubject, outcomes: QueryOutcomes) -> dict[MeasureKey, Floats]:
     """Return what every query-by-query measure of the whole makes of each query (n,)."""
     return {
         ("", name): measure.per_query(outcomes, k or subject.plan.k)
@@ -82,8 +82,8 @@ def _whole_measures(
     subject: AuditSubject,
     direction: str,
     outcomes: QueryOutcomes,
-    columns: Mapping[Place, Floats],
-    estimates: Mapping[Place, Estimate],
+    columns: Mapping[MeasureKey, Floats],
+    estimates: Mapping[MeasureKey, Estimate],
 ) -> list[Measurement]:
     measures, n = [], len(outcomes)
     for measure in MEASURES.values():

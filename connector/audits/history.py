@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from connector.audits.plan import AuditPlan, K
+from alignment.retrieval.cutoffs import K
+from connector.audits.plan import AuditPlan
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, MeasureRow, ReleaseRow
 

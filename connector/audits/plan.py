@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from alignment.bounds import out_of_bounds
-from alignment.retrieval.cutoffs import KS
+from alignment.retrieval.cutoffs import K
 from alignment.retrieval.protocols import PROTOCOLS
-from connector.errors import RequirementError, SettingsError
+from connector.errors import SettingsError
 from connector.requests import AuditRequest, MaxQps, QuerySample, Scope, Seed
 from connector.safe_text import printable
 
@@ -15,8 +15,6 @@ from connector.safe_text import printable
 LONGEST = 10_000
 # Characters of the name of a filter or field: names stand in tables, on pages and in an index of SQL.
 LONGEST_NAME = 100
-# The length of list that stands for all, where it is among them.
-K = KS[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +33,7 @@ class AuditPlan:
         max_qps: queries a second at most; None: no limit. Below 0.001 an audit would last for years.
 
     Raises:
-        RequirementError, SettingsError: a value that is invalid.
+        SettingsError: a value that is invalid.
     """
 
     ks: Sequence[int] = AuditRequest.ks
@@ -51,7 +49,7 @@ class AuditPlan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
         if not self.ks or self.ks[0] < 1 or self.ks[-1] > LONGEST:
-            raise RequirementError(f"expected every k in the range 1 to {LONGEST}, got {list(self.ks)}")
+            raise SettingsError(f"expected every k in the range 1 to {LONGEST}, got {list(self.ks)}")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise SettingsError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         for wrong in out_of_bounds(self):

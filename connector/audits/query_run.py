@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 EXACT = "exact search within it"
 LOST = "lost"
 # Part and name of a measure: ("index", "recall@10"); the part of the whole audit is "".
-Place = tuple[str, str]
+MeasureKey = tuple[str, str]
 Results = Mapping[int, StageResults]
-Columns = Mapping[Place, Floats]
+Columns = Mapping[MeasureKey, Floats]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class QueryRun:
         counts = self.truth.whole.counts
         return self.runner.run(stage, self.aligned, self.rows.groups, counts, advance=self.subject.advance)
 
-    def estimates(self, columns: Columns) -> dict[Place, Estimate]:
+    def estimates(self, columns: Columns) -> dict[MeasureKey, Estimate]:
         """Estimate the mean of each column (n,), and the lower median of ranks, all from the same draws of groups."""
         return estimates_of(columns, self.codes, self.subject.plan.seed)
 
@@ -83,7 +83,7 @@ class QueryRun:
         kept = {place: column for place, column in values.items() if place[1] != LOST}
         return PerQuery.of(self.rows, kept)
 
-    def columns(self, results: Mapping[str, Results]) -> dict[Place, Floats]:
+    def columns(self, results: Mapping[str, Results]) -> dict[MeasureKey, Floats]:
         """Return recall and fidelity of each stage for each query (n,), and the recall it loses at the plan's k.
 
         Args:
@@ -101,7 +101,7 @@ class QueryRun:
             columns[part, LOST] = before - columns[part, f"recall@{k}"]
         return columns
 
-    def summaries(self, columns: Columns, estimates: Mapping[Place, Estimate]) -> Iterator[StageSummary]:
+    def summaries(self, columns: Columns, estimates: Mapping[MeasureKey, Estimate]) -> Iterator[StageSummary]:
         """Summarise the reference, every stage that was searched, and every filter, by the columns of all queries."""
         for stage in [Stage(REFERENCE, ""), *self.subject.stages]:
             yield self._summary(stage, columns, estimates)
@@ -111,7 +111,7 @@ class QueryRun:
     def _part(self, stage: str) -> str:
         return stage_part(stage, self.kind)
 
-    def _summary(self, stage: Stage, columns: Columns, estimates: Mapping[Place, Estimate]) -> StageSummary:
+    def _summary(self, stage: Stage, columns: Columns, estimates: Mapping[MeasureKey, Estimate]) -> StageSummary:
         part, ks = self._part(stage.name), self.subject.plan.ks
         return StageSummary(
             self.direction,
@@ -152,7 +152,7 @@ class QueryRun:
         tied = self.runner.lowering.tied
         shares = {(part, f"fidelity@{each}"): served[each].fidelity(exact[each].best, each, tied) for each in ks}
         has_relevant, seed = relevant > 0, self.subject.plan.seed
-        recalls: dict[Place, Floats] = {}
+        recalls: dict[MeasureKey, Floats] = {}
         if has_relevant.any():
             recalls = {(part, f"recall@{each}"): recall(served[each].ranks.where(has_relevant), each) for each in ks}
             recalls[part, LOST] = recall(exact[k].ranks.where(has_relevant), k) - recalls[part, f"recall@{k}"]
@@ -171,7 +171,7 @@ class QueryRun:
         )
 
 
-def estimates_of(columns: Columns, codes: IntArray, seed: int) -> dict[Place, Estimate]:
+def estimates_of(columns: Columns, codes: IntArray, seed: int) -> dict[MeasureKey, Estimate]:
     """Estimate the mean of each column (n,), and the lower median of ranks, all from the same draws of groups.
 
     Args:
@@ -189,7 +189,7 @@ def estimates_of(columns: Columns, codes: IntArray, seed: int) -> dict[Place, Es
 
 
 def _fidelities(
-    part: str, ks: Sequence[int], columns: Columns, estimates: Mapping[Place, Estimate]
+    part: str, ks: Sequence[int], columns: Columns, estimates: Mapping[MeasureKey, Estimate]
 ) -> dict[int, Fidelity]:
     places = {k: (part, f"fidelity@{k}") for k in ks}
     return {k: Fidelity(estimates[place], **fidelity_tails(columns[place])) for k, place in places.items()}

@@ -26,7 +26,7 @@ from connector.audits.kinds import KindOutcomes
 from connector.audits.measure import Measurement
 from connector.audits.measures import names_of, of_kinds
 from connector.audits.point_scan import Page
-from connector.audits.query_run import Place, QueryRun, Results
+from connector.audits.query_run import MeasureKey, QueryRun, Results
 from connector.audits.reference import Mask, Scores, own_scores, vectors_of
 from connector.audits.seen_unseen_result import SeenUnseenPoint, SeenUnseenResult
 from connector.audits.stage_summary import StageSummary
@@ -53,7 +53,7 @@ class _KindSearch:
     stages: Sequence[StageSummary]
 
     @cached_property
-    def columns(self) -> dict[Place, Floats]:
+    def columns(self) -> dict[MeasureKey, Floats]:
         """Recall and fidelity for each query (n,)."""
         run, served = self.run, self.served
         tied, best = run.runner.lowering.tied, run.truth.best
@@ -95,7 +95,7 @@ def measure_seen_unseen(subject: AuditSubject, direction: str, census: Census, r
     return SeenUnseenResult(
         direction,
         about={kind: searched.about for kind, searched in for_kind.items()},
-        why_not=_why_not(subject, direction, census, queries),
+        why_not=_why_not(direction, census, queries),
         fair=census.fair,
         measures=measures,
         stages=[stage for searched in for_kind.values() for stage in searched.stages],
@@ -144,9 +144,7 @@ def _harmonic(direction: str, for_kind: Mapping[str, _KindSearch], seed: int) ->
     return measures
 
 
-def _why_not(
-    subject: AuditSubject, direction: str, census: Census, queries: Mapping[str, KindQueries]
-) -> dict[str, str]:
+def _why_not(direction: str, census: Census, queries: Mapping[str, KindQueries]) -> dict[str, str]:
     """Say why a kind of items was not measured."""
     modality, target = DIRECTIONS[direction]
     why = {}

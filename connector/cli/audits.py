@@ -82,7 +82,10 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
     "--require",
     multiple=True,
     metavar="CONDITION",
-    help="Requirement, of every release that is audited. 'recall@10>=0.4' is among held-out items alone, which is not what production finds; 'unseen recall@10>=0.4' is of new items in the whole collection, 'by caption recall@10>=0.4' of texts that search so. Also 'index:fidelity@10>=0.98' or, with --baseline, 'recall@10 drop<=0.02'. Exit with 3 if it is not met. May be repeated.",
+    help="Requirement, of every release that is audited. 'recall@10>=0.4' is among held-out items alone, which is not "
+    "what production finds; 'unseen recall@10>=0.4' is of new items in the whole collection, 'by caption "
+    "recall@10>=0.4' of texts that search so. Also 'index:fidelity@10>=0.98' or, with --baseline, 'recall@10 "
+    "drop<=0.02'. Exit with 3 if it is not met. May be repeated.",
 )
 @click.option(
     "--baseline",

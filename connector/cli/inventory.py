@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignment.errors import AlignmentError, EmbeddingSetError
+from alignment.modality import MODALITIES
 from alignment.names import names_there
 from alignment.plurals import counted, plural
 from connector.cli.group import cli
 from connector.cli.opening import minute, open_home, say_if_new
 from connector.cli.options import home_options, json_option
 from connector.cli.tables import print_fields, print_json, print_recalls, print_table, show
+from connector.settings import checked_name
 from connector.states import ReleaseState
 
 if TYPE_CHECKING:
@@ -71,8 +73,6 @@ def _named(held: "Sequence[Any]", name: str, what: str, kind: type[EmbeddingSetE
     Raises:
         EmbeddingSetError, AlignmentError: there is none.
     """
-    from connector.settings import checked_name  # loads SQLAlchemy, which `--help` need not wait for
-
     checked_name(name, what)
     of_name = sorted((one for one in held if one.name == name), key=lambda one: bool(one.fault))
     if not of_name:
@@ -92,7 +92,7 @@ def _set_row(held: "HeldSet") -> dict[str, Any]:
     encoders = held.card.encoders if held.card else {}
     return {
         "set": held.name,
-        **{plural(modality): held.counts.get(modality) for modality in ("image", "text")},
+        **{plural(modality): held.counts.get(modality) for modality in MODALITIES},
         **{f"{modality} encoder": card.spec for modality, card in encoders.items()},
         "in collections": ", ".join(held.collections),
         "": "" if not held.fault else "see below",

@@ -15,6 +15,7 @@ from alignment.names import CLOSED_FORMS, HEADS, METRICS
 from connector.cli.choices import DEVICE, Name, PathName
 from connector.corpora import FORMAT_NAMES
 from connector.progress import say
+from connector.settings import MAX_PIXELS, MOST_PIXELS
 from connector.stores.deadlines import within
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,8 +45,8 @@ def timeout_seconds(ctx: click.Context, param: click.Parameter, value: str | Non
 class WholeRange(click.IntRange):
     """Whole numbers between bounds, which are named to whoever gives something else."""
 
+    @override
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read one."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
@@ -55,8 +56,8 @@ class WholeRange(click.IntRange):
 class NumberRange(click.FloatRange):
     """Numbers between bounds, which are named to whoever gives something else, NaN among it."""
 
+    @override
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read one."""
         try:
             number = super().convert(value, param, ctx)
         except click.BadParameter:
@@ -160,10 +161,10 @@ def pixels_option(command: F) -> F:
     """Add `--max-pixels`, for commands that decode images. It stands above `home_options`, which hands it over."""
     option = click.option(
         "--max-pixels",
-        type=WholeRange(1, 2**40),
+        type=WholeRange(1, MOST_PIXELS),
         envvar="MODALIGN_MAX_PIXELS",
         show_envvar=True,
-        help="Most pixels of an image to decode, which takes up to 20 bytes of memory each.  [default: 100000000]",
+        help=f"Most pixels of an image to decode, which takes up to 20 bytes of memory each.  [default: {MAX_PIXELS}]",
     )
     return with_options(command, [option])
 

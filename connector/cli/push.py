@@ -115,8 +115,9 @@ def delete(modality: Any, yes: bool, as_json: bool, where: Mapping[str, Any], **
     """Delete items from every release of COLLECTION and from their embedding sets, after a count and a question.
 
     A key names one item: texts of an image that is deleted stay unless they are named, and are counted. A group names
-    all its images and texts, as the embedding sets have them now. Keys and groups that no item has are named and counted. Other collections that hold items of these sets lose them too. An ingest of a corpus that still has an item brings
-    it back; a push does not. Run it again after a kill: it finishes.
+    all its images and texts, as the embedding sets have them now. Keys and groups that no item has are named and
+    counted. Other collections that hold items of these sets lose them too. An ingest of a corpus that still has an item
+    brings it back; a push does not. Run it again after a kill: it finishes.
     """
     request = DeleteRequest(modalities=[modality] if modality else MODALITIES, **given)
     if not request.keys and not request.groups and request.filter is None:

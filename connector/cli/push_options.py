@@ -18,6 +18,7 @@ from connector.stores.layout import (
     FIELDS,
     PAYLOAD_KINDS,
     QUANTIZATIONS,
+    USUAL,
     checked_layout,
     read_layout,
 )
@@ -87,13 +88,15 @@ GRAPH_OPTIONS = [
         "--indexing-threshold",
         type=WholeRange(*BOUNDS["indexing_threshold"]),
         metavar="KB",
-        help="Build an HNSW graph from this many kB of vectors; below, search compares with every vector. This option and all below cannot be changed after a collection is created.  [default: Qdrant's, 10000]",
+        help=f"Build an HNSW graph from this many kB of vectors; below, search compares with every vector. This option and all below cannot be changed after a collection is created.  [default: Qdrant's, {USUAL['indexing_threshold']}]",
     ),
-    click.option("--m", type=WholeRange(*BOUNDS["m"]), help="Links of a node of the HNSW graph.  [default: 16]"),
+    click.option(
+        "--m", type=WholeRange(*BOUNDS["m"]), help=f"Links of a node of the HNSW graph.  [default: {USUAL['m']}]"
+    ),
     click.option(
         "--ef-construct",
         type=WholeRange(*BOUNDS["ef_construct"]),
-        help="Candidates for the links of a node.  [default: 100]",
+        help=f"Candidates for the links of a node.  [default: {USUAL['ef_construct']}]",
     ),
 ]
 QUANTIZATION_OPTIONS = [
@@ -111,7 +114,7 @@ QUANTIZATION_OPTIONS = [
     click.option(
         "--oversampling",
         type=NumberRange(*BOUNDS["oversampling"]),
-        help="Hits to take from quantized vectors, in multiples of k.  [default: 4]",
+        help=f"Hits to take from quantized vectors, in multiples of k.  [default: {USUAL['oversampling']:g}]",
     ),
     click.option(
         "--rescore/--no-rescore",
@@ -123,7 +126,7 @@ STORAGE_OPTIONS = [
     click.option(
         "--datatype",
         type=click.Choice(DATATYPES),
-        help="Type of the stored vectors. Values that it cannot hold are rejected.  [default: float32]",
+        help=f"Type of the stored vectors. Values that it cannot hold are rejected.  [default: {USUAL['datatype']}]",
     ),
     click.option(
         "--vectors-on-disk/--vectors-in-memory",
@@ -146,12 +149,12 @@ CLUSTER_OPTIONS = [
     click.option(
         "--replication-factor",
         type=WholeRange(*BOUNDS["replication_factor"]),
-        help="Copies of each shard in a cluster.  [default: 1]",
+        help=f"Copies of each shard in a cluster.  [default: {USUAL['replication_factor']}]",
     ),
     click.option(
         "--write-consistency-factor",
         type=WholeRange(*BOUNDS["write_consistency_factor"]),
-        help="Copies that must confirm a write.  [default: 1]",
+        help=f"Copies that must confirm a write.  [default: {USUAL['write_consistency_factor']}]",
     ),
 ]
 

@@ -12,6 +12,7 @@ import click
 
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
+from alignment.retrieval.cutoffs import ENDS, K
 from connector.cli.choices import PathName
 from connector.cli.group import cli
 from connector.cli.opening import exit_for_rejects, load_settings, open_home, say_if_new, shortest
@@ -108,16 +109,16 @@ def demo(as_json: bool, where: Mapping[str, Any]) -> None:
         {
             "metric": row["metric"],
             "finds": f"{DIRECTIONS[row['direction']][1]}s",
-            **{f"R@{k}": round(row[f"recall@{k}"], 3) for k in (1, 10)},
+            **{f"R@{k}": round(row[f"recall@{k}"], 3) for k in ENDS},
             **{kind: round(row[f"{kind} {AMONG_ALL}"], 3) for kind in KINDS},
-            "fid@10": round(row["fidelity@10"], 3),
+            f"fid@{K}": round(row[f"fidelity@{K}"], 3),
         }
         for row in rows
     ]
     print_table(
         shown,
-        f"Recall@K among {counted(rows[0]['queries'], 'held-out pair')}, chance {rows[0]['chance@10']:.3f}; Recall@10 of unseen and "
-        "of seen items among all, and their harmonic mean; fidelity@10 of the held-out queries",
+        f"Recall@K among {counted(rows[0]['queries'], 'held-out pair')}, chance {rows[0][f'chance@{K}']:.3f}; Recall@{K} of unseen and "
+        f"of seen items among all, and their harmonic mean; fidelity@{K} of the held-out queries",
     )
     say("cosine, dot and euclid agree: they order unit vectors alike")
     modalign = "modalign" if shutil.which("modalign") else shortest(Path(sys.argv[0]))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignment.plurals import counted
+from alignment.retrieval.cutoffs import ENDS
 from alignment.retrieval.kinds import HARMONIC, HELD_OUT, SEEN, TOO_FAR, UNSEEN
 from connector.cli.table_layout import field_lines, table_lines, text_of
 from connector.progress import say
@@ -258,8 +259,7 @@ def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for direction, places in whole.items():
         for place in places if places[0] != places[-1] else places[:1]:
             recalls = {
-                kind: "/".join(f"{place[kind][f'recall@{k}']:.3f}" for k in (1, 10))
-                for kind in (UNSEEN, SEEN, HARMONIC)
+                kind: "/".join(f"{place[kind][f'recall@{k}']:.3f}" for k in ENDS) for kind in (UNSEEN, SEEN, HARMONIC)
             }
             firsts = {"first": f"{place['first_places']:.3f}", "fair": f"{place['fair']:.3f}"}
             yield {"direction": direction, "offset": round(place["seen_offset"], 4), **recalls, **firsts}

@@ -14,7 +14,7 @@ from alignment.metrics import METRICS
 from alignment.modality import DIRECTIONS, Modality
 from alignment.object_storage import is_remote
 from alignment.packages import check_extra, missing_package
-from alignment.retrieval.cutoffs import KS
+from alignment.retrieval.cutoffs import KS, RECALL, K
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.audits.kinds import KINDS
@@ -40,7 +40,7 @@ SHOWN_QUERIES, SHOWN_HITS = 6, 8
 # Every metric, and one of them with the hubness correction.
 SERVED = [*METRICS, "dot+nnn"]
 # Measured of unseen and of seen items among all.
-AMONG_ALL = f"recall@{KS[-1]}"
+AMONG_ALL = RECALL
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 VARIATION_SELECTOR = 0xFE0F  # after a character: show it as a picture
 
@@ -60,16 +60,16 @@ class Demo:
         for metric, audit in self.audits.items():
             for direction in DIRECTIONS:
                 values = {f"recall@{k}": audit.measure(direction, f"recall@{k}").value for k in KS}
-                chance = audit.measure(direction, f"chance.recall@{KS[-1]}").value
-                fidelity = audit.measure(direction, f"fidelity@{KS[-1]}").value
+                chance = audit.measure(direction, f"chance.recall@{K}").value
+                fidelity = audit.measure(direction, f"fidelity@{K}").value
                 queries = audit.measure(direction, "mrr").queries
                 whole = {f"{kind} {AMONG_ALL}": audit.measure(direction, AMONG_ALL, kind).value for kind in KINDS}
                 yield {
                     "metric": metric,
                     "direction": direction,
                     **{name: round(value, 4) for name, value in {**values, **whole}.items()},
-                    f"chance@{KS[-1]}": round(chance, 4),
-                    f"fidelity@{KS[-1]}": round(fidelity, 4),
+                    f"chance@{K}": round(chance, 4),
+                    f"fidelity@{K}": round(fidelity, 4),
                     "queries": queries,
                 }
 

@@ -40,9 +40,9 @@ from connector.provenance.ledger import OUTDATED, UNPLACED
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
-from connector.push.doomed_items import (
+from connector.push.item_selection import (
     RETRIEVED,
-    Asked,
+    ItemSelection,
     check_ambiguous,
     items_matching,
     say_texts_that_stay,
@@ -122,19 +122,21 @@ class Deletion:
         Counts in the run `deleted` items, `points_deleted` of all releases, `rows_deleted` of embedding sets, `unknown`
         keys and `unknown_groups`. Warns of these, and of texts that stay although their image goes.
         """
-        asked = Asked(list(keys), list(dict.fromkeys(groups)), filter, modalities)
+        selection = ItemSelection(list(keys), list(dict.fromkeys(groups)), filter, modalities)
         rows = self._releases()
         sets = self.provenance.ledger.sets_in(row.id for row in rows)
         self._check_present(sets)
-        requested = asked.by_keys() | items_matching(asked, self.collection, rows, self.store)
+        requested = selection.by_keys() | items_matching(selection, self.collection, rows, self.store)
         concerned = self._concerned(rows, sets)
         store_id = record_store(self.provenance, self.store)
         with repair_lock(self.provenance.database, store_id, self.run.id):  # another deletion has the sets
-            of_groups = asked.by_groups(self._rows_of(sets))
+            of_groups = selection.by_groups(self._rows_of(sets))
             requested = requested.union(*of_groups.values())
             items, names = self._items(concerned, sets, requested)
-        check_ambiguous(asked, items, concerned, self.store)
-        self._say_unknown(asked.unknown_keys(items), [group for group, of_group in of_groups.items() if not of_group])
+        check_ambiguous(selection, items, concerned, self.store)
+        self._say_unknown(
+            selection.unknown_keys(items), [group for group, of_group in of_groups.items() if not of_group]
+        )
         if "text" in modalities:
             say_texts_that_stay(rows, items, self.store)
         check_may_write(self.store, [row.physical_name for row in concerned])

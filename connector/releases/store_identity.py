@@ -201,7 +201,7 @@ def _resolve(provenance: Provenance, store: "Store") -> int:
     found = claiming | silent
     if not found:
         if at and len(store.addresses) > 1:
-            _refuse_an_empty_one(provenance, store, [row for row in rows if row.store_id in at and row.points])
+            _refuse_an_empty_one(store, [row for row in rows if row.store_id in at and row.points])
         return at[0] if at else NO_STORE
     resolved = min(found, key=lambda store_id: (store_id not in at, store_id))
     for other in sorted((found | {store_id for store_id in at if may_be_here(provenance, store_id)}) - {resolved}):
@@ -215,7 +215,7 @@ def _resolve(provenance: Provenance, store: "Store") -> int:
     return resolved
 
 
-def _refuse_an_empty_one(provenance: Provenance, store: "Store", rows: Sequence[ReleaseRow]) -> None:
+def _refuse_an_empty_one(store: "Store", rows: Sequence[ReleaseRow]) -> None:
     """Refuse an address at which nothing is of what SQL records, if it is one of several: the others may be its place.
 
     Which cluster an address is of can be compared only with one that answers.

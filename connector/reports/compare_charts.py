@@ -11,6 +11,7 @@ from alignment.comparison.table import Comparison, Fitted
 from alignment.fitting.seen_unseen import WholeRecall
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
+from alignment.retrieval.cutoffs import RECALL
 from connector.reports.charts import COLOURS, NARROWEST, limits, new_figure, seen_unseen, shortened, styled, svg
 from connector.reports.glossary import ARROWS
 
@@ -96,7 +97,7 @@ def learning_curves(comparison: Comparison) -> str | None:
     curves = comparison.curves
     if not curves:
         return None
-    chance = next(pair.whole_chance["recall@10"] for pair in comparison.pairs if pair.name == curves[0].pair)
+    chance = next(pair.whole_chance[RECALL] for pair in comparison.pairs if pair.name == curves[0].pair)
     figure, axes = new_figure("Recall@10 of new items by number of training groups", 260, 520)
     axes.set_title(shortened(curves[0].pair, LONGEST_PAIR))
     sizes: set[int] = set()

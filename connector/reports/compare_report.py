@@ -17,6 +17,7 @@ from alignment.durable import write_durably
 from alignment.durable_directory import new_directory, remove_leftovers
 from alignment.metrics import parse
 from alignment.object_storage import is_remote
+from alignment.retrieval.cutoffs import ENDS, KS, RECALL, K
 from alignment.retrieval.kinds import HARMONIC, SEEN, UNSEEN
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
@@ -139,7 +140,7 @@ def document(comparison: Comparison, advice: Advice) -> dict[str, Any]:
             {
                 "encoders": curve.pair,
                 "method": curve.method,
-                "points": [{"groups": point.groups, "recall@10": asdict(point.recall)} for point in curve.points],
+                "points": [{"groups": point.groups, RECALL: asdict(point.recall)} for point in curve.points],
                 "last_doubling": asdict(curve.last_doubling) if curve.last_doubling else None,
                 "forecast": asdict(curve.forecast) if curve.forecast else None,
                 "why_not": curve.why_not,
@@ -204,14 +205,14 @@ def table(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """Yield the rows of the printed table: means of both directions, and costs."""
     for fitted in comparison.fitted:
         for row in fitted.rows:
-            recall, mean = row.recall, row.recalls["mean"]
+            recall = row.recall
+            means = {f"R@{k}": round(row.recalls["mean"][f"recall@{k}"].value, 3) for k in KS}
             yield {
                 **({"encoders": fitted.pair} if len(comparison.pairs) > 1 else {}),
                 "method": fitted.method,
                 "metric": row.metric.partition("(")[0],
-                "R@1": round(mean["recall@1"].value, 3),
-                "R@5": round(mean["recall@5"].value, 3),
-                "R@10": f"{recall.value:.3f} [{recall.low:.3f}, {recall.high:.3f}]",
+                **means,
+                f"R@{K}": f"{recall.value:.3f} [{recall.low:.3f}, {recall.high:.3f}]",
                 "gap": round(fitted.gap.debiased, 3) if fitted.gap else None,
                 "choice s": round(fitted.choice_seconds, 1),
                 "fit s": round(fitted.fit_seconds + row.learn_seconds, 2),
@@ -230,14 +231,14 @@ def whole_table(comparison: Comparison) -> Iterator[dict[str, Any]]:
             recalls = {
                 f"{kind} R@{k}": f"{after[kind][f'recall@{k}']:.3f} ({before[kind][f'recall@{k}']:.3f})"
                 for kind in (UNSEEN, SEEN)
-                for k in (1, 10)
+                for k in ENDS
             }
             yield {
                 **({"encoders": fitted.pair} if len(comparison.pairs) > 1 else {}),
                 "method": fitted.method,
                 "metric": row.metric.partition("(")[0],
                 **recalls,
-                "harmonic R@10": f"{judged} ({before[HARMONIC]['recall@10']:.3f})",
+                f"harmonic R@{K}": f"{judged} ({before[HARMONIC][RECALL]:.3f})",
                 "first places of seen": f"{after['first_places']:.3f} ({before['first_places']:.3f})",
                 "fair": round(after["fair"], 3),
             }

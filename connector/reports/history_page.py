@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from alignment.modality import DIRECTIONS
+from alignment.retrieval.cutoffs import K
 from connector.audits.history import AuditSummary
 from connector.audits.kinds import KINDS
 from connector.audits.measure import BOTH
 from connector.audits.measures import find_measure
-from connector.audits.plan import K
 from connector.reports.glossary import ARROWS, FILTERS
 from connector.reports.page_files import templates, write_page
 from connector.reports.trends import trend

@@ -19,7 +19,7 @@ from connector.releases.fusion import Fusion, Standard
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
 from connector.search.item_search import ItemSearch
-from connector.search.other_captions import Answer, ask
+from connector.search.other_captions import CaptionScores, ask
 from connector.stores.contract import Store
 from connector.stores.points import engine_id
 
@@ -90,7 +90,7 @@ def _standard(search: CandidateSearch, modality: Modality, queries: Rows) -> Sta
     return Standard(float(scores.mean()), deviation) if deviation > 0 else None
 
 
-def _best_weight(fusion: Fusion, answers: Sequence[Answer]) -> float:
+def _best_weight(fusion: Fusion, answers: Sequence[CaptionScores]) -> float:
     """Return the weight of captions with the best mean reciprocal rank."""
 
     def ranks_at(weight: float) -> list[float]:

@@ -17,8 +17,8 @@ from connector.stores.points import Payload, engine_id
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a caption finds.
+class CaptionScores:
+    """Scores of items against a caption, of its own item and of others.
 
     Attributes:
         own: scores of its own item by modality, against what is left of it.
@@ -47,7 +47,7 @@ def _scored(fusion: Fusion, scores: Scored, modalities: Sequence[Modality]) -> f
     return fusion.score(present) if present else None
 
 
-def ask(search: CandidateSearch, fusion: Fusion, query: Rows, *, consistent: bool = False) -> Answer:
+def ask(search: CandidateSearch, fusion: Fusion, query: Rows, *, consistent: bool = False) -> CaptionScores:
     """Ask with one caption, the only row of `query`, all replicas of a cluster if `consistent`."""
     from qdrant_client.models import FieldCondition, Filter, HasIdCondition, HasVectorCondition, MatchValue
 
@@ -63,4 +63,4 @@ def ask(search: CandidateSearch, fusion: Fusion, query: Rows, *, consistent: boo
     others = Filter(must_not=[HasIdCondition(has_id=same)]) if same else None
     aligned = search.release.alignment.project("text", query.vectors)[0]
     scored = ItemSearch(search, consistent=consistent).scored(aligned, fusion, also=group, filter=others)
-    return Answer(scored.pop(group, {}), scored, left)
+    return CaptionScores(scored.pop(group, {}), scored, left)

@@ -33,7 +33,7 @@ from connector.audits.result import Audit
 from connector.errors import RequirementError
 from connector.releases.fusion import Fusion, Standard
 from connector.releases.points import point_id
-from connector.search.other_captions import Answer
+from connector.search.other_captions import CaptionScores
 from tests.support.errors import raises
 from tests.support.world import (
     World,
@@ -291,7 +291,7 @@ def answers(image: Sequence[int], caption: Sequence[int | None]) -> AnsweredCapt
             }
             for number in range(20)
         }
-        made.append(Answer(own, others, []))
+        made.append(CaptionScores(own, others, []))
     return AnsweredCaptions(rows("text", embedded("text", latent(len(made)))), made)
 
 

@@ -25,11 +25,11 @@ EXAMPLES = 5  # of names in a warning
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a deletion is asked to delete.
+class ItemSelection:
+    """The items to delete.
 
     Attributes:
-        keys: of items.
+        keys: of some of them.
         groups: all items of each.
         filter: all items whose points match it.
         modalities: only items of these.
@@ -62,13 +62,13 @@ class Asked:
         return [key for key in dict.fromkeys(self.keys) if not any((m, key) in items for m in self.modalities)]
 
 
-def items_matching(asked: Asked, collection: str, rows: Iterable[ReleaseRow], store: Store) -> set[Item]:
+def items_matching(selection: ItemSelection, collection: str, rows: Iterable[ReleaseRow], store: Store) -> set[Item]:
     """Return the items whose points match the filter in any of these releases that is not retired.
 
     Raises:
         FilterError: an index cannot answer the filter; or items match it though no item has a field that it reads.
     """
-    if asked.filter is None:
+    if selection.filter is None:
         return set()
     items: set[Item] = set()
     strange: set[str] = set()
@@ -76,14 +76,14 @@ def items_matching(asked: Asked, collection: str, rows: Iterable[ReleaseRow], st
     for row in rows:
         if row.state != ReleaseState.RETIRED:
             indexes = row.settings.get("payload_indexes", {})
-            check_kinds(asked.filter, indexes, what=f"filter on release {row.physical_name}")
-            for page in store.scroll(row.physical_name, filter=asked.filter):
+            check_kinds(selection.filter, indexes, what=f"filter on release {row.physical_name}")
+            for page in store.scroll(row.physical_name, filter=selection.filter):
                 of_page = [*map(item_of, page)]
                 items.update(item for item in of_page if item is not None)
                 strange.update(r.id for r, item in zip(page, of_page, strict=True) if item is None)
-            fields = fields_of(asked.filter)
+            fields = fields_of(selection.filter)
             missing += missing_in_words(store, row.physical_name, fields)
-            missing += unlike_in_words(store, row.physical_name, asked.filter, fields, whole=True)
+            missing += unlike_in_words(store, row.physical_name, selection.filter, fields, whole=True)
     if missing and items:
         raise FilterError(
             f"filter: it matches {counted(items, 'item')}, but {missing[0]}; leave out the condition on that field"
@@ -96,7 +96,7 @@ def items_matching(asked: Asked, collection: str, rows: Iterable[ReleaseRow], st
             "which names them, and `modalign repair %s`, which deletes them",
             *(counted(strange, "point"), min(strange), collection, collection),
         )
-    return {item for item in items if item[0] in asked.modalities}
+    return {item for item in items if item[0] in selection.modalities}
 
 
 def stored_items(rows: Iterable[ReleaseRow], store: Store, items: Iterable[Item]) -> set[Item]:
@@ -111,13 +111,15 @@ def stored_items(rows: Iterable[ReleaseRow], store: Store, items: Iterable[Item]
     }
 
 
-def check_ambiguous(asked: Asked, items: Collection[Item], rows: Iterable[ReleaseRow], store: Store) -> None:
+def check_ambiguous(
+    selection: ItemSelection, items: Collection[Item], rows: Iterable[ReleaseRow], store: Store
+) -> None:
     """Refuse a key that an image and a text of different items have: `a#0` is an image, or a caption of `a`.
 
     Raises:
         SettingsError: there is such a key.
     """
-    for key in asked.keys:
+    for key in selection.keys:
         ids = [point_id(modality, key) for modality in MODALITIES]
         if all((modality, key) in items for modality in MODALITIES):
             records = [record for row in rows for record in store.retrieve(row.physical_name, ids)]
