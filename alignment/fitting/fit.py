@@ -185,8 +185,10 @@ def say_if_few(held_out: int, progress: Progress) -> None:
 
 def check_offset(seen_offset: float | None) -> None:
     """Refuse an offset that is no share of the gap."""
-    if seen_offset is not None and not 0 <= seen_offset <= 1:
-        raise FitError(f"expected a seen offset of 0 to 1, as a share of the gap, got {seen_offset}")
+    if seen_offset is not None and not (isinstance(seen_offset, int | float) and 0 <= seen_offset <= 1):
+        raise FitError(
+            f"expected a seen offset of 0 to 1, as a share of the gap, or None to choose it, got {seen_offset!r}"
+        )
 
 
 def check_folds_for_offset(seen_offset: float | None, groups: int, progress: Progress) -> None:

@@ -30,7 +30,7 @@ from connector.audits.measure import Measurement
 from connector.audits.plan import AuditPlan
 from connector.audits.subject import AuditSubject
 from connector.releases.fusion import Fusion
-from connector.releases.points import PAYLOAD
+from connector.releases.points import FITTED, PAYLOAD, splits
 from connector.search.other_captions import CaptionScores, ask
 from connector.stores.points import Payload
 
@@ -136,12 +136,16 @@ def measure_captions(subject: AuditSubject) -> CaptionBaseline | None:
     fusion = subject.release.fusion
     if fusion is None:
         return None
-    rows = subject.queries["text"].rows
-    chosen = _chosen(rows, subject.plan.seed)
-    own = _ask(subject, fusion, rows.take(chosen))
-    moved = own.where(np.zeros(len(chosen), bool))
+    rows, seed = subject.queries["text"].rows, subject.plan.seed
+    # A caption of the fit lies on its images: what it finds says nothing of what people ask.
+    unfitted = [number for number, split in enumerate(splits(subject.release.alignment, rows)) if split != FITTED]
+    candidates = rows.take(unfitted)
+    own = _ask(subject, fusion, candidates.take(_chosen(candidates, seed)))
+    moved = own.where(np.zeros(len(own.answers), bool))
     if own.captioned.sum() < FEWEST_QUERIES:
-        asked = paraphrases(rows, seed=subject.plan.seed).take(chosen).take(np.flatnonzero(~own.captioned).tolist())
+        answered = {key for key, captioned in zip(own.rows.keys, own.captioned, strict=True) if captioned}
+        chosen = [number for number in _chosen(rows, seed) if rows.keys[number] not in answered]
+        asked = paraphrases(rows, seed=seed).take(chosen)
         moved = _ask(subject, fusion, asked.take(alignable(subject.release, asked).tolist()))
     return summarise(own, moved, fusion, subject.plan, _share_with_captions(subject))
 
@@ -158,7 +162,7 @@ def _ask(subject: AuditSubject, fusion: Fusion, rows: Rows) -> AnsweredCaptions:
     answers = []
     for number in range(len(rows)):
         subject.limiter(1)
-        answers.append(ask(subject.candidates, fusion, rows.take([number]), consistent=subject.consistent))
+        answers.append(ask(subject.candidates, [fusion], rows.take([number]), consistent=subject.consistent))
         subject.advance(1)
     return AnsweredCaptions(rows, answers)
 

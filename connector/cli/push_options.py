@@ -88,7 +88,7 @@ GRAPH_OPTIONS = [
         "--indexing-threshold",
         type=WholeRange(*BOUNDS["indexing_threshold"]),
         metavar="KB",
-        help=f"Build an HNSW graph from this many kB of vectors; below, search compares with every vector. This option and all below cannot be changed after a collection is created.  [default: Qdrant's, {USUAL['indexing_threshold']}]",
+        help=f"Build an HNSW graph from this many kB of vectors; below, search compares with every vector. This option and those below, up to --write-consistency-factor, cannot be changed after a collection is created.  [default: Qdrant's, {USUAL['indexing_threshold']}]",
     ),
     click.option(
         "--m", type=WholeRange(*BOUNDS["m"]), help=f"Links of a node of the HNSW graph.  [default: {USUAL['m']}]"

@@ -64,7 +64,7 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
         found = home.search(request)
     hits = found.hits
     way = {"image": "", "caption": " by caption", "fused": " by image and caption"}[request.by]
-    title = f"under {found.metric}{way}, {result_quality(found)}"
+    title = f"under {found.metric}{way}, {result_quality(found, request.by)}"
     if page:
         subtitle = f"{len(hits)} best {title}"
         heading, answers = f"{request.collection}: {request.query}", [AnsweredQuery(found.query, hits)]

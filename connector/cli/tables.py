@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from alignment.comparison.guidelines import Guideline
     from alignment.geometry.geometry import Geometry
     from alignment.model.card import AlignmentCard
+    from alignment.retrieval.ways import Way
     from connector.provenance.runs import RunResult
     from connector.releases.promotion import AliasSwitch
     from connector.releases.release import Release
@@ -122,8 +123,8 @@ def switched_rows(result: "RunResult[list[AliasSwitch]]") -> list[dict[str, Any]
     ]
 
 
-def result_quality(found: "QueryResult") -> str:
-    """Say in words how good a search result is."""
+def result_quality(found: "QueryResult", by: "Way") -> str:
+    """Say in words how good a search result is, whose items were found this way."""
     answer = found.hits
     if answer.certified is None and found.guarantee == "exact":
         order = ": every item was compared"
@@ -136,8 +137,10 @@ def result_quality(found: "QueryResult") -> str:
         proof = ": nothing better is there"
     else:
         proof = ": not proved that nothing better is there" + ("" if answer.exact else ", --exact may prove it")
-    rescored = f", {counted(answer.candidates, 'candidate')} rescored" if answer.candidates else ""
-    return f"{found.guarantee}{proof}{rescored}"
+    what = f"{counted(answer.candidates, 'candidate')} rescored"
+    if by != "image":
+        what = f"{counted(answer.candidates, 'item')} scored"
+    return f"{found.guarantee}{proof}" + (f", {what}" if answer.candidates else "")
 
 
 def search_rows(hits: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
@@ -152,7 +155,7 @@ def search_rows(hits: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"#": rank}
         if with_offset:
             row["ranked by"] = round(item.score - item.seen_offset, 4)
-        row["score"] = round(item.score, 4)
+        row["score"] = round(item.score, 4) + 0.0  # no -0
         if with_offset:
             row["seen offset"] = round(item.seen_offset, 4)
         if len(item.scores) > 1:

@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 
 from alignment.modality import MODALITIES, Modality
-from alignment.retrieval.caption_weight import FEWEST_QUERIES, MOST_QUERIES, best_weight
+from alignment.retrieval.caption_weight import FEWEST_QUERIES, MOST_QUERIES, WEIGHTS, best_weight
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.vectors import invalid_rows
@@ -51,7 +51,8 @@ def tune_fusion(release: Release, store: Store, embedding_set: EmbeddingSet) -> 
     held_out = np.flatnonzero(release.alignment.card.hold_out.held_out(rows.groups))[:MOST_QUERIES]
     if len(held_out) < FEWEST_QUERIES:
         return fusion
-    answers = [ask(search, fusion, rows.take([row])) for row in held_out]
+    weighted = [Fusion(measured, weight) for weight in WEIGHTS]
+    answers = [ask(search, weighted, rows.take([row])) for row in held_out]
     answers = [answer for answer in answers if answer.own.keys() == set(MODALITIES)]
     if len(answers) < FEWEST_QUERIES:
         return fusion

@@ -10,13 +10,14 @@ captions count with the metric's own score, whatever offset Qdrant orders them w
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from alignment.metrics import Rescored
 from alignment.modality import Modality
 from connector.errors import StrangePointError
 from connector.releases.aligned_payload import without_aligned
@@ -77,7 +78,7 @@ class RankedItems:
 
     Attributes:
         certified: True if it is proved that no better item was left out; False if not, as along a graph; None if
-            Qdrant's order is that of the items, which needs no proof.
+            Qdrant's order is that of the items, which needs no proof, or if the metric has no bound to prove it by.
         candidates: number of items that were scored.
     """
 
@@ -158,14 +159,29 @@ class ItemSearch:
         return [search.ranked(proves=proves) for search in searches]
 
     def scored(
-        self, query: npt.NDArray[np.floating], fusion: Fusion, *, also: str, filter: "Filter | None" = None
+        self,
+        query: npt.NDArray[np.floating],
+        fusion: Fusion,
+        enough: Callable[[Mapping[str, Scored], Scored], bool],
+        *,
+        also: str,
+        filter: "Filter | None" = None,
     ) -> dict[str, Scored]:
-        """Return the scores by modality of the best items for a query (d,), and of the group `also`, by group."""
+        """Return the scores by modality of the best items for a query (d,), and of the group `also`, by group.
+
+        Pages grow until `enough` says of these scores, and of the most that another item can score by modality, that
+        they are enough, or up to `MOST_POINTS`.
+        """
         options = {"filter": filter, "exact": False, "max_candidates": None}
-        search = _Query(self, query, 1, fusion, options)
-        pages = {m: self._points(m, query[None], FIRST_PAGE, options)[0] for m in fusion.standards}
-        search.add(pages, also=[also])
-        return {group: search.scores(group) for group in search.scored}
+        search, page = _Query(self, query, 1, fusion, options), FIRST_PAGE
+        while True:
+            pages = {m: self._points(m, query[None], page, options)[0] for m in fusion.standards}
+            search.add(pages, also=[also])
+            scored = {group: search.scores(group) for group in search.scored}
+            beyond: Scored = {m: found.beyond for m, found in pages.items() if found.beyond is not None}
+            if page >= MOST_POINTS or enough(scored, beyond):
+                return scored
+            page *= GROWTH
 
     def shown(
         self, query: npt.NDArray[np.floating], items: Sequence[FoundItem], *, filter: "Filter | None" = None
@@ -235,6 +251,11 @@ class ItemSearch:
                 limit *= GROWTH
             best |= _best(page.points)
         return best
+
+    def has_bounds(self, fusion: Fusion) -> bool:
+        """Whether the last point of a page bounds what others score: not if the metric's candidates prove nothing."""
+        lowerings = [self._candidates.release.lowerings[modality] for modality in fusion.standards]
+        return all(not isinstance(each, Rescored) or each.bound(0.0) is not None for each in lowerings)
 
     def is_in_order(self, fusion: Fusion) -> bool:
         """Whether Qdrant's order of points is that of items."""
@@ -323,7 +344,8 @@ class _Query:
         items = [self._found(group, score) for group, score in best]
         finished = self.finished and not any(proof is False for proof in self.proofs)
         natural = finished and self.search.is_in_order(self.fusion) and all(proof is None for proof in self.proofs)
-        return RankedItems(items, None if natural else finished and proves, len(self.scored))
+        without_proof = natural or not self.search.has_bounds(self.fusion)
+        return RankedItems(items, None if without_proof else finished and proves, len(self.scored))
 
     def _found(self, group: str, rank_score: float) -> FoundItem:
         points = self._points_of(group)

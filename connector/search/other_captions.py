@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from alignment.modality import Modality
+from alignment.modality import MODALITIES, Modality
 from alignment.sets.rows import Rows
 from connector.releases.fusion import Fusion
 from connector.search.candidates import CandidateSearch
 from connector.search.item_search import ItemSearch, Scored
 from connector.stores.points import Payload, engine_id
+
+RANKED = 10  # ranks up to this one are exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class CaptionScores:
     def rank(self, fusion: Fusion, *modalities: Modality) -> float:
         """Return the rank of its item, from 1, by these modalities; infinity if it has none of them.
 
-        Of equal scores irrelevant ones rank first. Ranks among the first ten are exact, larger ones may be too small.
+        Of equal scores irrelevant ones rank first. Ranks up to `RANKED` are exact, larger ones may be too small.
         """
         own = _scored(fusion, self.own, modalities)
         if own is None:
@@ -41,14 +43,33 @@ class CaptionScores:
         scores = (_scored(fusion, other, modalities) for other in self.others.values())
         return 1 + sum(score is not None and score >= own for score in scores)
 
+    def is_ranked(self, fusion: Fusion, modalities: Sequence[Modality], beyond: Scored) -> bool:
+        """Whether the rank is exact, or beyond `RANKED`: no item that is missing here can change that.
+
+        Args:
+            fusion: as of `rank`.
+            modalities: as of `rank`.
+            beyond: the most that an item that is missing can score, by modality; without those of which none is.
+        """
+        own = _scored(fusion, self.own, modalities)
+        bounds = [fusion.standards[m].of(beyond[m]) for m in modalities if m in beyond]
+        return own is None or all(own > bound for bound in bounds) or self.rank(fusion, *modalities) > RANKED
+
 
 def _scored(fusion: Fusion, scores: Scored, modalities: Sequence[Modality]) -> float | None:
     present: Scored = {modality: scores[modality] for modality in modalities if modality in scores}
     return fusion.score(present) if present else None
 
 
-def ask(search: CandidateSearch, fusion: Fusion, query: Rows, *, consistent: bool = False) -> CaptionScores:
-    """Ask with one caption, the only row of `query`, all replicas of a cluster if `consistent`."""
+def ask(search: CandidateSearch, fusions: Sequence[Fusion], query: Rows, *, consistent: bool = False) -> CaptionScores:
+    """Ask with one caption, the only row of `query`, all replicas of a cluster if `consistent`.
+
+    Args:
+        search: of a release.
+        fusions: by which its item will be ranked, as well as by each modality alone. Their standards are the same.
+        query: a caption.
+        consistent: as of `CandidateSearch.search`.
+    """
     from qdrant_client.models import FieldCondition, Filter, HasIdCondition, HasVectorCondition, MatchValue
 
     (group,), (content,) = query.groups, query.content_sha256
@@ -62,5 +83,13 @@ def ask(search: CandidateSearch, fusion: Fusion, query: Rows, *, consistent: boo
     left = [record.payload for record in records if record.payload.get("content_sha256") != content]
     others = Filter(must_not=[HasIdCondition(has_id=same)]) if same else None
     aligned = search.release.alignment.project("text", query.vectors)[0]
-    scored = ItemSearch(search, consistent=consistent).scored(aligned, fusion, also=group, filter=others)
-    return CaptionScores(scored.pop(group, {}), scored, left)
+
+    def answer(scored: Mapping[str, Scored]) -> CaptionScores:
+        return CaptionScores(scored.get(group, {}), {g: each for g, each in scored.items() if g != group}, left)
+
+    def enough(scored: Mapping[str, Scored], beyond: Scored) -> bool:
+        found, alone = answer(scored), [(modality,) for modality in MODALITIES]
+        return all(found.is_ranked(fusion, ways, beyond) for fusion in fusions for ways in (*alone, MODALITIES))
+
+    items = ItemSearch(search, consistent=consistent)
+    return answer(items.scored(aligned, fusions[0], enough, also=group, filter=others))

@@ -118,6 +118,12 @@ def ranks(metric: str, fusion: Fusion, number: int) -> dict[str, float]:
     return found
 
 
+def fitted(group: str) -> bool:
+    """Whether the fit saw the items of a group: their captions never ask."""
+    (held_out,) = OURS["hold_out"].held_out([group])
+    return bool(int(group) % 3) and not held_out
+
+
 class TestWhatIsMeasured:
     @pytest.mark.slow
     @pytest.mark.parametrize("metric", METRICS)
@@ -129,8 +135,9 @@ class TestWhatIsMeasured:
         text = parts()[1]
         expected = [ranks(metric, release.fusion, number) for number in range(len(text))]
         further = np.array([text.groups.count(group) > 1 for group in text.groups])
+        asks = np.array([not fitted(group) for group in text.groups])
         kinds = {kind.kind: kind for kind in found.kinds}
-        for name, chosen in ((CAPTIONED, further), (UNCAPTIONED, ~further)):
+        for name, chosen in ((CAPTIONED, further & asks), (UNCAPTIONED, ~further & asks)):
             assert kinds[name].queries == chosen.sum()
             for way in COMPARED:
                 of_way = np.array([each[way] for each in expected])[chosen]
@@ -138,6 +145,18 @@ class TestWhatIsMeasured:
                 assert kinds[name].among[way].value == pytest.approx((of_way <= K).mean())
         assert kinds[UNCAPTIONED].among["caption"].value == 0
         assert found.share == 1.0
+
+    def test_captions_of_the_fit_ask_by_paraphrases_alone(self, tmp_path: Path) -> None:
+        with opened_world("edge", tmp_path) as world:
+            world.alignment(seen=parts())
+            world.push(world.set("s", *parts()), metrics=["cosine"])
+            found = audit(opened(world), world.store, the_set(world), queries="all", gallery="all").captions
+        assert found is not None
+        assert found.paraphrased
+        held_out = sum(alignment(seen=parts()).card.hold_out.held_out(parts()[1].groups))
+        kinds = {kind.kind: kind.queries for kind in found.kinds}
+        assert kinds.get(CAPTIONED, 0) + kinds.get(UNCAPTIONED, 0) == held_out
+        assert kinds[PARAPHRASED] >= FEWEST_QUERIES
 
     def test_progress_counts_the_queries(self, served: World) -> None:
         done: list[int] = []
@@ -157,7 +176,8 @@ class TestWhatIsMeasured:
             captions[group].append(set(WORDS[: 3 - int(key.split("#")[1]) % 3]))
         expected = sum(
             any(own <= other for place, other in enumerate(of_group) if place != number)
-            for of_group in captions.values()
+            for group, of_group in captions.items()
+            if not fitted(group)
             for number, own in enumerate(of_group)
         )
         kinds = {kind.kind: kind.queries for kind in found.kinds}
@@ -234,7 +254,7 @@ class TestItemsWithOneCaption:
         texts = embedded("text", latent(250)[numbers] + 0.1 * latent(len(numbers), seed=3))
         captions = rows("text", texts, keys=keys, groups=[str(number) for number in numbers])
         with opened_world("edge", tmp_path) as world:
-            world.alignment(hold_out=OURS["hold_out"])
+            world.alignment(hold_out=OURS["hold_out"], seen=[rows("text", embedded("text", latent(1, seed=9)))])
             world.push(world.set("s", rows("image", embedded("image", latent(250))), captions), metrics=["cosine"])
             found = audit(opened(world), world.store, the_set(world), queries="all").captions
         assert found is not None

@@ -38,6 +38,7 @@ def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("search things {place}/images/s3-00000.png --by caption", "caption"),
         ("search things red --html {place}/file/found.html", "found.html"),
         ("encode {corpus} --set pairs {other}", "fake-image:other"),
+        ("encode {corpus} --set pairs --image-encoder fake-text:small", "encodes texts"),
         ("encode {corpus} --set pairs {specs} --dtype float16", "float32"),
         ("encode {corpus} --set new {specs} --key sku", "sku"),
         ("encode {corpus} --set new --image-encoder fake-picture:small", "fake-picture"),

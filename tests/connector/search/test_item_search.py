@@ -189,6 +189,14 @@ class TestWhatComparingEverythingFinds:
             np.testing.assert_allclose([item.rank_score for item in result.items], [s for _, s in expected], atol=1e-4)
             assert len({item.group for item in result.items}) == len(expected)
 
+    @pytest.mark.parametrize("exact", [False, True])
+    @pytest.mark.parametrize("by", ["caption", "fused"])
+    def test_nothing_is_certified_under_a_metric_whose_candidates_prove_nothing(
+        self, world: World, by: str, exact: bool
+    ) -> None:
+        unbounded = Retriever.open(world.provenance, world.store, COLLECTION, "mlp")
+        assert {result.certified for result in found(unbounded, asked(), by=by, exact=exact)} == {None}
+
     def test_a_search_that_may_not_fetch_enough_says_that_it_proves_nothing(
         self, cosine: Retriever, offsets: Any
     ) -> None:
