@@ -15,7 +15,7 @@ from tests.support.world import World, alignment, embedded, latent, opened, open
 
 GROUPS, ASKED = 30, 12
 MEMBERS = (1, 4, 40)  # images of a group, and captions: pages of 64 points hold two groups, or all
-STANDARDS = {"image": Standard(0.1, 0.2), "text": Standard(0.3, 0.1)}
+STANDARDS: dict[Modality, Standard] = {"image": Standard(0.1, 0.2), "text": Standard(0.3, 0.1)}
 FUSIONS = [Fusion(STANDARDS, weight) for weight in (0.1, 0.5, 0.9)]
 WAYS: list[tuple[Modality, ...]] = [("image",), ("text",), MODALITIES]
 
@@ -51,7 +51,8 @@ def world(members: int, tmp_path: Path) -> Iterator[World]:
 
 def brute_force(made: dict[Modality, Rows], row: int) -> dict[str, dict[Modality, float]]:
     """The best score of each group and modality for a caption, which is left out."""
-    ours, best = alignment(), {}
+    ours = alignment()
+    best: dict[str, dict[Modality, float]] = {}
     unit = {m: ours.project(m, items.vectors).astype(np.float64) for m, items in made.items()}
     unit = {m: Z / np.linalg.norm(Z, axis=1, keepdims=True) for m, Z in unit.items()}
     for modality, items in made.items():
