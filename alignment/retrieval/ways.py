@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # the command line loads this module, which must stay light
 # What a text is compared with to find an item: its images, its captions, or both.
 Way = Literal["image", "caption", "fused"]
 IMAGE, CAPTION, FUSED = WAYS = get_args(Way)
+LARGEST_K = 10  # ranks of items by a way are exact up to this one
 
 
 def advised(found: Mapping[Way, tuple[float, ...]], *, paraphrased: bool) -> Way:

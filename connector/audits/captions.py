@@ -22,10 +22,9 @@ from alignment.plurals import counted
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean, bootstrap_of_two
 from alignment.retrieval.paraphrases import paraphrases
 from alignment.retrieval.ranks import IntArray, group_codes
-from alignment.retrieval.ways import CAPTION, FUSED, IMAGE, Way, added, advised
+from alignment.retrieval.ways import CAPTION, FUSED, IMAGE, LARGEST_K, Way, added, advised
 from alignment.sets.rows import Rows
 from connector.audits.galleries import alignable, hash_draws
-from connector.audits.kinds import LARGEST_K
 from connector.audits.measure import Measurement
 from connector.audits.plan import AuditPlan
 from connector.audits.subject import AuditSubject

@@ -12,9 +12,8 @@ from alignment.retrieval.ways import Way
 
 # Parts of an audit: queries about items that the fit never saw, about those that it saw, and both together.
 KINDS = (UNSEEN, SEEN, HARMONIC)
-# Text queries that search by one of the three ways, about all items of the collection, and the largest K of them.
+# Text queries that search by one of the three ways, about all items of the collection.
 WAYS = tuple(f"by {way}" for way in get_args(Way))
-LARGEST_K = 10
 # The kinds in the words of people who never fitted anything.
 NEW_OR_KNOWN = {UNSEEN: "new", SEEN: "known"}
 

@@ -23,9 +23,9 @@ from alignment.modality import DIRECTIONS
 from alignment.names import did_you_mean
 from alignment.retrieval.kinds import SEEN
 from alignment.retrieval.thresholds import holds
-from alignment.retrieval.ways import Way
+from alignment.retrieval.ways import LARGEST_K, Way
 from connector.audits.baseline import Baseline, Drift
-from connector.audits.kinds import KINDS, LARGEST_K, WAYS
+from connector.audits.kinds import KINDS, WAYS
 from connector.audits.measure import BOTH, Measurement
 from connector.audits.stages import stage_part
 from connector.errors import RequirementError

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.ways import LARGEST_K
 from alignment.sets.rows import Rows
 from connector.releases.fusion import Fusion
 from connector.search.candidates import CandidateSearch
 from connector.search.item_search import ItemSearch, Scored
 from connector.stores.points import Payload, engine_id
-
-RANKED = 10  # ranks up to this one are exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class CaptionScores:
     def rank(self, fusion: Fusion, *modalities: Modality) -> float:
         """Return the rank of its item, from 1, by these modalities; infinity if it has none of them.
 
-        Of equal scores irrelevant ones rank first. Ranks up to `RANKED` are exact, larger ones may be too small.
+        Of equal scores irrelevant ones rank first. Ranks up to `LARGEST_K` are exact, larger ones may be too small.
         """
         own = _scored(fusion, self.own, modalities)
         if own is None:
@@ -44,7 +43,7 @@ class CaptionScores:
         return 1 + sum(score is not None and score >= own for score in scores)
 
     def is_ranked(self, fusion: Fusion, modalities: Sequence[Modality], beyond: Scored) -> bool:
-        """Whether the rank is exact, or beyond `RANKED`: no item that is missing here can change that.
+        """Whether the rank is exact, or beyond `LARGEST_K`: no item that is missing here can change that.
 
         Args:
             fusion: as of `rank`.
@@ -53,7 +52,7 @@ class CaptionScores:
         """
         own = _scored(fusion, self.own, modalities)
         bounds = [fusion.standards[m].of(beyond[m]) for m in modalities if m in beyond]
-        return own is None or all(own > bound for bound in bounds) or self.rank(fusion, *modalities) > RANKED
+        return own is None or all(own > bound for bound in bounds) or self.rank(fusion, *modalities) > LARGEST_K
 
 
 def _scored(fusion: Fusion, scores: Scored, modalities: Sequence[Modality]) -> float | None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.ways import LARGEST_K
 from alignment.sets.rows import Rows
 from connector.releases.fusion import Fusion, Standard
 from connector.search.candidates import CandidateSearch
-from connector.search.other_captions import RANKED, ask
+from connector.search.other_captions import ask
 from tests.support.world import World, alignment, embedded, latent, opened, opened_world, rows
 
 GROUPS, ASKED = 30, 12
@@ -73,4 +74,4 @@ def test_ranks_up_to_ten_are_those_of_comparing_everything(world: World, members
             for ways in WAYS:
                 score = fusion.score({m: own[m] for m in ways})
                 rank = 1 + sum(fusion.score({m: other[m] for m in ways}) >= score for other in best.values())
-                assert min(found.rank(fusion, *ways), RANKED + 1) == min(rank, RANKED + 1)
+                assert min(found.rank(fusion, *ways), LARGEST_K + 1) == min(rank, LARGEST_K + 1)
