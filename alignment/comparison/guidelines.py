@@ -243,7 +243,12 @@ def _identity(comparison: Comparison, taken: Fitted) -> Iterator[Guideline]:
     verdict = judged(comparison, [fit.rows[0] for fit in fitted], [0] * len(fitted))
     own, best = names.index(IDENTITY), next(number for number in verdict.order if names[number] != IDENTITY)
     difference = verdict.difference(best, own)
-    if comparison.test_groups < FEWEST_GROUPS or difference.low <= 0 <= difference.high:
+    if comparison.test_groups < FEWEST_GROUPS:
+        says = (
+            f"{counted(comparison.test_groups, 'held-out group')} cannot tell whether a fit is needed, it takes "
+            f"{FEWEST_GROUPS}: {names[best]} finds {difference} more than the vectors as they are."
+        )
+    elif difference.low <= 0 <= difference.high:
         says = f"Identity cannot be told from the best fit, {names[best]}: nothing here shows that a fit is needed."
     elif difference.low > 0:
         says = f"A fit is worth it: {names[best]} finds {difference} more than the vectors as they are."

@@ -126,7 +126,7 @@ def _last_doubling(points: Sequence[CurvePoint]) -> Estimate | None:
 def forecast_of(points: Sequence[CurvePoint], queries: int) -> tuple[Forecast | None, str]:
     """Forecast one doubling, or say why the points do not support a forecast."""
     if len(points) < FEWEST_POINTS:
-        return None, f"{len(points)} sizes of at least {FEWEST} groups are too few for a law"
+        return None, f"a law takes {FEWEST_POINTS} sizes of at least {FEWEST} groups, got {len(points)}"
     floor = 0.5 / queries  # an error of 0 has no logarithm
     truth = points[-1].samples - points[-2].samples
     missed = _around(0.0, [truth - gains for gains in _gains(points[:-1], floor)])

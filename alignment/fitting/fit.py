@@ -220,7 +220,7 @@ def _report_best(best: Candidate, scores: Sequence[Candidate], progress: Progres
     )
     if others := [score for score in scores if score.method != best.method]:
         other = best_of(others)
-        compared = f"over {other.folds} of {best.folds} folds"
+        compared = f"over {other.folds} of {counted(best.folds, 'fold')}"
         progress(f"best of the other methods: {other.method}, {other.score:.3f} {compared}")
 
 

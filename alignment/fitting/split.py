@@ -16,7 +16,6 @@ from alignment.errors import FitError
 from alignment.fitting.stored import ShardParts, StoredEmbeddings, StoredVectors, in_order_of_images, refuse
 from alignment.modality import MODALITIES, Modality
 from alignment.model.seen_items import Prefixes, SeenItems, prefixes
-from alignment.plurals import counted
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings, common_groups, is_among
 from alignment.retrieval.ranks import IntArray, group_codes
 from alignment.sets.embedding_set import EmbeddingSet
@@ -180,8 +179,8 @@ def _split_groups(groups: Mapping[Modality, IntArray], held: IntArray) -> tuple[
     training, test = paired[~is_held], paired[is_held]
     if not len(test) or not len(training):
         raise FitError(
-            f"of {counted(len(paired), 'group')} that hold both images and texts, {len(training)} are left to "
-            f"fit on and {len(test)} are held out; both must be above zero: add data or change --holdout"
+            f"expected groups of both images and texts to fit on and to hold out, got {len(training)} and {len(test)} "
+            f"of the {len(paired)} that there are: add data or change --holdout"
         )
     return training, test, unpaired
 

@@ -335,7 +335,7 @@ def _weighed(fusion: Fusion) -> str:
     """Say how much captions count, and what chose that."""
     weights = f"Both together weigh captions {fusion.weight:g} and images {1 - fusion.weight:g}"
     if fusion.queries:
-        return f"{weights}: {fusion.queries} captions that the fit never saw chose it."
+        return f"{weights}: {counted(fusion.queries, 'caption')} that the fit never saw chose it."
     return (
         f"{weights}, the default: too few items have a further caption to choose by, and paraphrases flatter captions."
     )

@@ -158,9 +158,9 @@ def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]], re
     return (
         f"requirement {requirement.text!r} names no measure of an audit of {release}"
         f"{did_you_mean(requirement.name, whole)}; that has {', '.join(whole)}; and "
-        f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}, strata and "
-        f"{APART} with recall alone, seen and unseen with fidelity too, by a way for texts alone and up to "
-        f"recall@{LARGEST_K}"
+        f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}; values of "
+        f"--slice fields, as FIELD=VALUE, and {APART} with recall alone, seen and unseen with fidelity too, by a way "
+        f"for texts alone and up to recall@{LARGEST_K}"
     )
 
 

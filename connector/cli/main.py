@@ -4,6 +4,7 @@
 `connector.cli.group`), and numpy, torch, SQLAlchemy and the databases when they are used.
 """
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ def _exit_code() -> int:
     except SystemExit as stop:
         code = stop.code
     except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end this with a traceback
         from connector.progress import say  # `--help` need not wait for logging
 
         say("interrupted; nothing is half written: run the same command again")

@@ -25,9 +25,8 @@ def say_truncated(count: int, encoders: Mapping[Modality, Encoder]) -> None:
     """Say how many captions of this pass are truncated, if any are."""
     if count:
         _log.warning(
-            "%d of these captions are longer than %s reads: their ends are not in their vectors, so captions that "
-            "differ there alone are equal",
-            count,
+            "%s longer than %s reads: the ends are in no vector, so captions that differ there alone are equal",
+            "1 caption is" if count == 1 else f"{count:,} captions are",
             encoders["text"].spec,
         )
 

@@ -15,7 +15,7 @@ from alignment.comparison import encoder_pairs
 from alignment.comparison.compare import compare, multiply_adds
 from alignment.comparison.guidelines import advise
 from alignment.comparison.learning_curve import FEWEST, CurvePoint, forecast_of, learning_curve, subsamples
-from alignment.comparison.paired_bootstrap import MARGIN, Hits, Verdict, estimate, judge
+from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, MARGIN, Hits, Verdict, estimate, judge
 from alignment.comparison.table import Comparison, MetricRow, NotRun, best_validated
 from alignment.errors import FitError
 from alignment.fitting.methods import Fitter
@@ -274,7 +274,7 @@ def test_no_groups_in_common(rng: np.random.Generator, tmp_path: Path) -> None:
         compare([as_set(tmp_path / "a", X, Y, "a", a), as_set(tmp_path / "b", X, Y, "b", b)], **FAST)
 
 
-@pytest.mark.parametrize(("n", "message"), [(1, "both must be above zero"), (6, "needs at least 20 groups")])
+@pytest.mark.parametrize(("n", "message"), [(1, "to fit on and to hold out"), (6, "needs at least 20 groups")])
 def test_too_few_groups(n: int, message: str, rng: np.random.Generator, tmp_path: Path) -> None:
     with pytest.raises(FitError, match=message):
         compare([as_set(tmp_path / "s", *views(rng, n))], **{**FAST, "folds": 10, "hold_out": HoldOut(0.4)})
@@ -312,6 +312,15 @@ def test_an_identity_at_chance_is_not(rng: np.random.Generator, tmp_path: Path) 
     found = compare([as_set(tmp_path / "s", X, Y)], **{**FAST, "methods": ["identity", "ridge"]})
     assert advise(found).method == "ridge"
     assert said(found, "identity").startswith("A fit is worth it: ridge finds 0.")
+
+
+def test_few_groups_judge_neither_for_a_fit_nor_against(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = views(rng, 80, d_y=16)
+    found = compare([as_set(tmp_path / "s", X, Y)], **{**FAST, "methods": ["identity", "ridge"]})
+    assert found.test_groups < FEWEST_GROUPS
+    words = said(found, "identity")
+    assert f"{found.test_groups} held-out groups cannot tell" in words
+    assert "nothing here shows" not in words
 
 
 @pytest.mark.slow
@@ -509,7 +518,7 @@ def test_a_curve_that_breaks_is_not_carried_on(rng: np.random.Generator) -> None
 def test_two_points_are_no_law(rng: np.random.Generator) -> None:
     forecast, why_not = forecast_of(points_of([100, 200], [0.1, 0.3], 0.01, rng), 800)
     assert forecast is None
-    assert "too few for a law" in why_not
+    assert "takes 3 sizes" in why_not
 
 
 def test_a_curve_of_one_size_has_no_last_doubling(rng: np.random.Generator) -> None:

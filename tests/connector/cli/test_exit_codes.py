@@ -172,3 +172,22 @@ def test_no_command_that_fails_ends_with_0(unbroken: Path, words: tuple[str, ...
     (tmp_path / "file").touch()
     arguments = FAILING[words].replace("/no/such/directory", str(tmp_path / "file")).split()
     assert modalign(*arguments, "--home", home).code in (1, 2)
+
+
+TWICE = """
+import os, signal
+from connector import progress
+from connector.cli import main
+
+def interrupted(**_):
+    raise KeyboardInterrupt
+
+main.cli.main = interrupted
+progress.say = lambda line: os.kill(os.getpid(), signal.SIGINT)
+main.main()
+"""
+
+
+def test_a_second_ctrl_c_while_the_first_is_told_changes_nothing() -> None:
+    ended = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")

@@ -47,7 +47,7 @@ def test_a_set_says_how_many_of_its_captions_are_longer_than_its_encoder_reads(
     arguments = ("encode", manifest, "--set", "long", *SPECS[2:], "--home", home)
     ended = done(*arguments, "--json")
     assert ended.document["counts"]["truncated"] == 1
-    assert "1 of these captions" in ended.err
+    assert "1 caption is longer" in ended.err
     assert done("status", "-n", 1, "--json", "--home", home).document["runs"][0]["counts"]["truncated"] == 1
     assert done("sets", "long", "--json", "--home", home).document["truncated"] == 1
     assert "1 caption longer" in done("sets", "long", "--home", home).out
