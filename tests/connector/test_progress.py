@@ -28,6 +28,7 @@ def test_a_program_of_somebody_elses_is_told_by_logging_alone(
     terminal: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(logging.getLogger("connector"), "handlers", [])  # those of commands that ran in this process
     monkeypatch.setattr(sys, "stderr", stderr)
     with caplog.at_level(logging.INFO, "connector"), progress("push", 3, "row") as advance:
         advance(3)
