@@ -1,6 +1,7 @@
 """The entry point of the command `modalign`: Ctrl-C while everything else is imported is no traceback, either."""
 
 import gc
+import signal
 import sys
 
 # Objects that are made before Python looks for garbage among them, instead of 700. What imports make is none: to look
@@ -21,6 +22,7 @@ def main() -> None:
     try:
         run()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exit code stands: Ctrl-C would only change it
         # The memory goes with the process. With torch come modules, of triton, that print thousands of bytes on stderr
         # about objects of theirs that nobody collects.
         if "torch" in sys.modules:

@@ -4,8 +4,8 @@
 `connector.cli.group`), and numpy, torch, SQLAlchemy and the databases when they are used.
 """
 
-import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -28,10 +28,11 @@ def _exit_code() -> int:
     except SystemExit as stop:
         code = stop.code
     except (click.Abort, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end this with a traceback
+        from alignment.interrupts import uninterrupted
         from connector.progress import say  # `--help` need not wait for logging
 
-        say("interrupted; nothing is half written: run the same command again")
+        with suppress(KeyboardInterrupt), uninterrupted():  # people press Ctrl-C twice
+            say("interrupted; nothing is half written: run the same command again")
         return INTERRUPTED
     except Exception as error:
         from connector.cli.failures import exit_code  # imports what a command that ends well need not wait for

@@ -126,8 +126,9 @@ def _own_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # another thread than the main one may not
-            signal.signal(signal.SIGTERM, before)
+        if before is not None:  # None: a handler that is not Python's
+            with suppress(ValueError):  # another thread than the main one may not
+                signal.signal(signal.SIGTERM, before)
 
 
 def _start(count: int) -> Any:
