@@ -68,7 +68,7 @@ class Home(HomeReader):
     def encode(self, request: "EncodeRequest") -> "RunResult[EmbeddingSet]":
         """Encode a corpus into an embedding set."""
         from alignment.sets.writer import check_may_add
-        from connector.corpora.formats import open_corpus
+        from connector.corpora.formats import check_holds, open_corpus
         from connector.encoding.embedding_sets import encode_corpus, encoders_of_set
         from connector.encoding.loading import encoder_classes
         from connector.encoding.placement import executor_of
@@ -78,6 +78,7 @@ class Home(HomeReader):
             path = self.settings.set_path(request.set)
             corpus = open_corpus(request.corpus, **request.reading)
             encoder_classes(request.encoders)  # an encoder of the other modality is named as that
+            check_holds(corpus, request.encoders, chosen=True)
             check_may_add(path, request.encoders, request.dtype)
             with executor_of(request, request.encoders) as executor:
                 written = encode_corpus(

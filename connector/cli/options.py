@@ -207,12 +207,14 @@ def corpus_options(command: F) -> F:
             metavar="COLUMN",
             help="Column of a manifest with the keys, which may be its images.  [default: key]",
         ),
-        click.option("--image", metavar="COLUMN", help="Column with the paths of images.  [default: image]"),
+        click.option(
+            "--image", metavar="COLUMN", help="Column with the paths of images; '' if there is none.  [default: image]"
+        ),
         click.option(
             "--caption",
             multiple=True,
             metavar="COLUMN",
-            help="Column with captions. May be repeated: each is a caption.  [default: caption]",
+            help="Column with captions; '' if there is none. May be repeated: each is a caption.  [default: caption]",
         ),
         click.option(
             "--group",

@@ -49,6 +49,10 @@ class Csv(Table):
         yield Unit("whole", files=(FileState.of(self.path),))
 
     @override
+    def names(self) -> Iterator[str]:
+        return filter(None, self._header(self.columns)[1])
+
+    @override
     def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
         """Yield a row per record; an empty field is missing."""
         delimiter, header = self._header(columns)

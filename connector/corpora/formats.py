@@ -15,12 +15,13 @@ Other corpora: a folder of images with caption files (`folder`), files of benchm
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from alignment.modality import Modality
 from alignment.object_storage import is_remote, joined, located, snapshot
 from alignment.plurals import counted
 from connector.corpora.annotations import PROBED, PROBED_AFAR, CocoCaptions, Karpathy
@@ -29,7 +30,7 @@ from connector.corpora.csv_manifest import Csv
 from connector.corpora.flickr_tokens import FlickrTokens
 from connector.corpora.folder import Folder, how_to_read_metadata
 from connector.corpora.img2dataset import Img2Dataset
-from connector.corpora.items import Corpus, Item
+from connector.corpora.items import Corpus, Item, empty
 from connector.corpora.opening import check_access, listed
 from connector.corpora.parquet_manifest import Parquet
 from connector.corpora.picture_files import is_file, is_folder, is_image_name, is_unsupported_name
@@ -38,6 +39,7 @@ from connector.corpora.tables import JsonLines, Table
 from connector.corpora.vector_files import vectors_at
 from connector.corpora.webdataset import RANGE, WebDataset
 from connector.errors import CorpusError, SettingsError
+from connector.rejects import Reject
 from connector.safe_text import printable
 
 _log = logging.getLogger(__name__)
@@ -109,6 +111,18 @@ def open_corpus(
     corpus: Corpus = make(path, **given)
     _look_at_first(corpus)
     return corpus
+
+
+def check_holds(corpus: Corpus, encoders: Mapping[Modality, str], *, chosen: bool) -> None:
+    """Look for an item, and in a manifest for a column for each encoder, before these load.
+
+    Args and errors: as of `connector.corpora.columns.Columns.check_encoders`.
+        CorpusError: the corpus is empty.
+    """
+    if not any(isinstance(entry, Item | Reject) for entry in corpus):
+        raise empty(corpus.path)
+    if isinstance(corpus, Table):
+        corpus.columns.check_encoders(corpus.path, corpus.names(), encoders, chosen=chosen)
 
 
 def _look_at_first(corpus: Corpus) -> None:

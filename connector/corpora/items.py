@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Self
 
 from alignment.modality import Modality
 from connector.corpora.file_state import FileState
+from connector.errors import CorpusError
 from connector.rejects import Reject
 
 LONGEST_FIELD = 1 << 24  # bytes of a file of captions or metadata, characters of a field; longer ones are damage
 # Bytes of UTF-8, some 20 pages. A tokenizer takes about 400 bytes of memory for each before it truncates, and holds a
 # whole batch at a time.
 LONGEST_CAPTION = 1 << 16
+NOUNS: dict[Modality, str] = {"image": "image", "text": "caption"}  # what an item of a corpus is called
 MOST_WAITING = 1000  # entries that an image without a caption keeps in memory
 
 
@@ -116,6 +118,11 @@ def reached(entry: Entry) -> int:
     if isinstance(entry, PassedOver) or entry.reached is None:
         return entry.position
     return entry.reached
+
+
+def empty(path: Path) -> CorpusError:
+    """Return the error of a corpus that holds nothing."""
+    return CorpusError(f"corpus {path} is empty: expected at least one image or caption")
 
 
 Listed = tuple[Path, Path | None] | Reject | Path

@@ -208,8 +208,7 @@ class _ManifestEntry:
             raise RowError(Reason.KEY_DUPLICATE, _too_many(columns, key))
         captions = tuple(filter(None, (_checked(caption, columns.caption) for caption in captions)))
         if not image and not captions and not refused:
-            detail = f"expected an image in {columns.image!r}, a caption in {columns.captions_in_words}, or both"
-            raise RowError(Reason.ROW_WITHOUT_IMAGE_OR_CAPTION, printable(detail))
+            raise RowError(Reason.ROW_WITHOUT_IMAGE_OR_CAPTION, printable(f"expected {columns.items_in_words}"))
         group = text_field(fields, "group", columns.group) or key
         source = row.source or manifest
         check_texts(str(source), key, group)

@@ -90,6 +90,12 @@ class Parquet(Table):
         return first_to_begin(self.path, (self.named(columns, row) for row in rows))
 
     @override
+    def names(self) -> Iterator[str]:
+        for path in self._files():
+            with parquet_file(path) as file:
+                yield from file.schema_arrow.names
+
+    @override
     def __iter__(self) -> Iterator[Entry]:
         return read_units(self, iter) if self.unit is None else Table.__iter__(self)
 
@@ -137,6 +143,8 @@ class Parquet(Table):
     @override
     def named(self, columns: Columns, row: ManifestRow) -> ManifestRow:
         """Take the picture out of its column. As a payload, it is the path of the file with that within it."""
+        if columns.image is None:
+            return Table.named(self, columns, row)
         picture = row.fields.get(columns.image)
         content, path = picture, None
         if isinstance(picture, dict):

@@ -47,6 +47,10 @@ class Table(Manifest):
         return Columns.of(self.key, self.image, self.caption, self.group)
 
     @abstractmethod
+    def names(self) -> Iterator[str]:
+        """Yield the names of the columns as they are met, of some formats in each row again."""
+
+    @abstractmethod
     def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
         """Yield the rows with the fields that the file has.
 
@@ -111,6 +115,11 @@ class JsonLines(Table):
     def units(self) -> Iterator[Unit]:
         self._check(self.columns)
         yield from line_units(self.path, self.begins_anew)
+
+    @override
+    def names(self) -> Iterator[str]:
+        for row in self._lines():
+            yield from row.fields if isinstance(row, ManifestRow) else ()
 
     @override
     def total(self) -> int:

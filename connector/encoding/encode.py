@@ -15,9 +15,9 @@ from pathlib import PurePath
 from typing import Self
 
 from alignment.modality import MODALITIES, Modality
-from alignment.plurals import counted, plural
+from alignment.plurals import counted
 from alignment.sets.writer import SetWriter
-from connector.corpora.items import Corpus, PassedOver, Remark, reached, summed
+from connector.corpora.items import NOUNS, Corpus, PassedOver, Remark, empty, reached, summed
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import duplicate
@@ -150,7 +150,7 @@ class Encoding:
             CorpusError: the corpus is empty.
         """
         self._sinks = {modality: self._sink(modality, encoder) for modality, encoder in self._encoders.items()}
-        seen_any, position = False, 0
+        seen_any, position, rows = False, 0, 0
         for group in self._groups(pipeline):
             first_times = self._first_times(group)
             for row in group:
@@ -160,31 +160,35 @@ class Encoding:
                 sink.end_group()
             read = max((reached(row.item if isinstance(row, EncodedItem) else row) for row in group), default=0)
             self._advance(max(0, read - position))
+            rows += max(0, read - position)
             position = max(position, read) if group else 0  # of the next unit
             yield from self._new_shards()
         if not seen_any and not self.failed_units:
-            raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
-        if not self.failed_units:
-            self._say_what_is_missing()
+            raise empty(self._corpus.path)
         for sink in self._sinks.values():
             sink.write()
         self._refused.write()
+        if not self.failed_units:
+            self._say_what_is_missing(rows)
         self._report_passed_over()
         for remark in summed(self._remarks):
             _log.warning("%s", remark)
         say_truncated(self._run.counts["truncated"], self._encoders)
         yield from self._new_shards()
 
-    def _say_what_is_missing(self) -> None:
+    def _say_what_is_missing(self, rows: int) -> None:
+        """Say of which modality the `rows` of the corpus had no item: what is refused may hide some."""
+        counts = self._run.counts
+        look = f"see `modalign rejects {self._run.id}`"
+        if counts["rejected"] and not any(counts[name] for name in ("encoded", "reused", "already_in_set", "left_out")):
+            all_rows = f"all {rows:,} rows were" if rows > 1 else "everything was"
+            _log.warning("nothing of the corpus was encoded, because %s refused: %s", all_rows, look)
+            return
         for modality in self._encoders.keys() - self._met:
-            column = {"image": "--image", "text": "--caption"}[modality]
-            _log.warning(
-                "the corpus has no %s for %s; if a column of a manifest holds them, name it with %s",
-                *(plural(modality), self._encoders[modality].spec, column),
-            )
+            hidden = f"; rows were refused that may hold some: {look}" if self.unread else ""
+            _log.warning("the corpus has no %ss for %s%s", NOUNS[modality], self._encoders[modality].spec, hidden)
         for modality, count in self._left_out.items():
-            noun = {"image": "image", "text": "caption"}[modality]
-            _log.info("left out %s, because no --%s-encoder was given", counted(count, noun), modality)
+            _log.info("left out %s, because no --%s-encoder was given", counted(count, NOUNS[modality]), modality)
 
     def _new_shards(self) -> Iterator[DurableShard]:
         shards = self._written.copy()

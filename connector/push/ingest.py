@@ -23,7 +23,7 @@ from alignment.plurals import counted
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.shards import shard_paths
 from alignment.sets.writer import SetWriter, check_may_add, recorded_encoders
-from connector.corpora.formats import open_corpus
+from connector.corpora.formats import check_holds, open_corpus
 from connector.corpora.items import Corpus
 from connector.encoding.deferred import open_encoders
 from connector.encoding.encode import SHARD_ROWS, Encoding
@@ -83,14 +83,18 @@ def ingest(
         prune: asked before items that have left the corpus are deleted, with their number; None: they stay.
 
     Raises:
-        CorpusError: items were not pruned, because rows of the corpus could not be read, or because they are more than
-            `request.prune_at_most`; or units could not be encoded. All else is done.
+        CorpusError: the corpus is empty, or a column of a manifest that may hold captions or images is not named,
+            which is known before an encoder loads; or items were not pruned, because rows of the corpus could not be
+            read, or because they are more than `request.prune_at_most`, or units could not be encoded: all else is
+            done.
         MismatchError: an encoder that loads now is not the alignment's; or a release of the collection has another
             layout, or another set of it has keys of the corpus, which is known before an encoder loads.
         EmbeddingSetError: the set has vectors of other encoders, which is known before, too.
         AccessDeniedError: the key of the store may not write what this would, which is known before, too.
     """
     corpus = open_corpus(request.corpus, **request.reading)
+    specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
+    check_holds(corpus, specs, chosen=False)
     metrics = metrics_to_push(request, alignment)
     for metric in metrics:  # refuse what cannot be pushed before anything is encoded
         lower(alignment, metric)
@@ -99,7 +103,6 @@ def ingest(
     opener.check_layouts(metrics)
     check_may_add(path, alignment.card.encoders)
     refuse_keys_of_other_sets(corpus, path, provenance, here(provenance, store), request.into, max_pixels)
-    specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
     with executor_of(request, specs) as executor:
         begun = Ingest(
             request,

@@ -22,6 +22,9 @@ def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = write_manifest(place / "m.jsonl", fake_pairs(place, 6, seed=3))
     done("encode", corpus, "--set", "others", *OTHER, "--home", home)
     (place / "file").write_text("a file")
+    (place / "empty.csv").write_text("key,image,caption\n")
+    (place / "empty").mkdir()
+    (place / "title.csv").write_text("key,image,title\n1,images/s3-00000.png,red\n")
     return place
 
 
@@ -43,7 +46,12 @@ def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("encode {corpus} --set new {specs} --key sku", "sku"),
         ("encode {corpus} --set new --image-encoder fake-picture:small", "fake-picture"),
         ("encode {place}/nothing.csv --set new {specs}", "nothing.csv"),
+        ("encode {place}/empty.csv --set new {specs}", "is empty"),
+        ("encode {place}/empty --set new {specs}", "is empty"),
+        ("encode {place}/title.csv --set new {specs}", "--caption title"),
         (f"{INGEST} --key sku", "sku"),
+        ("ingest {place}/empty.csv --into things --alignment a", "is empty"),
+        ("ingest {place}/title.csv --into things --alignment a", "--caption title"),
         (f"{INGEST} --metric nothing", "nothing"),
         (f"{INGEST} --set others", "fake-image:other"),
         (f"{INGEST} --m 7 --fresh-layout", "things"),

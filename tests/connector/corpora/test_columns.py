@@ -9,13 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alignment.modality import Modality
 from connector.corpora.columns import Columns
-from connector.corpora.formats import open_corpus
+from connector.corpora.formats import check_holds, open_corpus
 from connector.errors import CorpusError, SettingsError
 from tests.support.corpora import PYTHON, every_reader, items, read, reasons, rejects, remarks, write_lines, write_rows
 from tests.support.errors import raises
 
 PRODUCT = {"sku": "b-1", "photo": "img/1.jpg", "title": "a red cap", "blurb": "a cap for summer", "brand": "acme"}
+ENCODERS: dict[Modality, str] = {"image": "some:images", "text": "some:texts"}
 NAMES: dict[str, Any] = {"key": "sku", "image": "photo", "caption": ("title", "blurb"), "group": "brand"}
 
 
@@ -110,6 +112,83 @@ def test_a_column_that_cannot_be_meant_is_refused(named: dict[str, Any], values:
 def test_a_folder_has_no_columns(named: dict[str, Any], tmp_path: Path) -> None:
     with raises(SettingsError, f"--{next(iter(named))}", "folder", "jsonl, csv, parquet"):
         open_corpus(tmp_path, **named)
+
+
+@every_reader
+@pytest.mark.parametrize("chosen", [True, False])
+@pytest.mark.parametrize(
+    ("named", "values"),
+    [
+        ({"image": "photo"}, ["captions", "some:texts", "--caption title", ", ".join(PRODUCT)]),
+        ({"caption": ["blurb"]}, ["images", "some:images", "--image photo", ", ".join(PRODUCT)]),
+    ],
+)
+def test_a_column_that_may_be_what_an_encoder_lacks_is_named(
+    suffix: str, named: dict[str, Any], values: list[str], chosen: bool, tmp_path: Path
+) -> None:
+    corpus = open_corpus(write_rows(tmp_path, suffix, [PRODUCT]), key="sku", **named)
+    way_out = "-encoder out" if chosen else " '' that it has none"
+    with raises(CorpusError, corpus.path, *values, way_out):
+        check_holds(corpus, ENCODERS, chosen=chosen)
+    held: dict[Modality, str] = {"image": "some:images"} if "image" in named else {"text": "some:texts"}
+    check_holds(corpus, held, chosen=chosen)
+    check_holds(open_corpus(corpus.path, **NAMES), ENCODERS, chosen=chosen)
+
+
+@every_reader
+def test_a_manifest_of_one_kind_is_one_where_nothing_may_be_the_other(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    plain = open_corpus(write_rows(tmp_path, suffix, [{"key": "1", "image": "1.png"}]))
+    check_holds(plain, ENCODERS, chosen=False)
+    assert "captions" not in " ".join(caplog.messages)
+    with raises(CorpusError, "captions", "key, image", "--text-encoder"):
+        check_holds(plain, ENCODERS, chosen=True)
+    caplog.clear()
+    check_holds(
+        open_corpus(write_rows(tmp_path, suffix, [{"key": "1", "image": "1", "brand": "x"}])), ENCODERS, chosen=False
+    )
+    (said,) = [text for text in caplog.messages if "captions" in text]
+    assert [value for value in ("--caption", "key, image, brand") if value not in said] == []
+
+
+@every_reader
+def test_an_empty_name_says_that_there_is_no_such_column(suffix: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, suffix, [{"key": "1", "image": "1.png", "caption": "a", "title": "b", "img": "2.png"}])
+    (image,) = items(without_captions := open_corpus(path, caption=[""]))
+    assert (image.content, image.payload["corpus_caption"]) == (tmp_path / "1.png", "a")
+    check_holds(without_captions, ENCODERS, chosen=False)
+    (text,) = items(without_images := open_corpus(path, image=""))
+    assert (text.content, text.payload["corpus_image"]) == ("a", "1.png")
+    check_holds(without_images, ENCODERS, chosen=False)
+    with raises(SettingsError, "--image", "--caption"):
+        open_corpus(path, image="", caption=[""])
+    (tmp_path / "other").mkdir()
+    nothing = write_rows(tmp_path / "other", suffix, [{"key": "1", "image": "1.png"}, {"key": "2", "image": ""}])
+    (refused,) = rejects(open_corpus(nothing, caption=[""]))
+    assert refused.detail.endswith("expected an image in 'image'")
+    with raises(CorpusError, "column key and at least one of caption "):
+        open_corpus(nothing, image="")
+
+
+def test_a_column_is_there_if_any_row_has_it(tmp_path: Path) -> None:
+    rows = [{"key": str(number), "image": "1.png", "title": "x"} for number in range(5000)]
+    path = write_lines(tmp_path, *rows, {"key": "last", "caption": "a"})
+    check_holds(open_corpus(path), ENCODERS, chosen=True)
+
+
+@every_reader
+def test_a_column_that_may_say_what_belongs_together_is_named(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = write_rows(tmp_path, suffix, [{"key": "1", "caption": "a", "product_id": "7"}])
+    check_holds(open_corpus(path), {"text": "some:texts"}, chosen=True)
+    (said,) = caplog.messages
+    assert [value for value in ("product_id", "--group") if value not in said] == []
+    check_holds(open_corpus(path, group="product_id"), {"text": "some:texts"}, chosen=True)
+    assert caplog.messages == [said]
 
 
 @every_reader

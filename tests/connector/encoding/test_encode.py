@@ -133,7 +133,7 @@ class TestFirst:
 
     @pytest.mark.parametrize(
         ("row", "missing"),
-        [({"image": "images/s3-00000.png"}, "--caption"), ({"caption": "red"}, "--image"), ({}, "")],
+        [({"image": "images/s3-00000.png"}, "captions"), ({"caption": "red"}, "images"), ({}, "")],
     )
     def test_a_modality_that_the_corpus_lacks_is_named(
         self,
@@ -145,7 +145,30 @@ class TestFirst:
     ) -> None:
         rows = [{"key": "a", **row}] if row else []
         run_encode(write_manifest(tmp_path / "m.jsonl", [] if row else pairs, *rows), tmp_path / "s")
-        assert [missing in text for text in caplog.messages] == ([True] if missing else [])
+        assert [missing in text and "--" not in text for text in caplog.messages] == ([True] if missing else [])
+
+    @pytest.mark.parametrize(
+        "row", [{"key": "", "image": "images/s3-00000.png", "caption": "red"}, {"key": "{}", "image": "none.png"}]
+    )
+    def test_a_corpus_of_which_everything_was_refused_says_how_to_see_why(
+        self, pairs: list[Pair], row: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = [{name: value.format(number) for name, value in row.items()} for number in range(7)]
+        done = run_encode(write_manifest(tmp_path / "m.jsonl", [], *rows), tmp_path / "s")
+        assert done.counts == {"rejected": 7}
+        said = caplog.messages[-1]
+        assert "7 rows were refused" in said
+        assert "modalign rejects 1" in said
+        assert "--" not in said
+
+    def test_rows_that_were_refused_may_hide_the_modality_that_is_missing(
+        self, pairs: list[Pair], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = [{"key": "a", "image": "images/s3-00000.png"}, {"caption": "without a key"}]
+        run_encode(write_manifest(tmp_path / "m.jsonl", [], *rows), tmp_path / "s")
+        (said,) = caplog.messages
+        assert "no captions" in said
+        assert "modalign rejects 1" in said
 
     @pytest.mark.parametrize(
         ("given", "left_out"), [("image", ["14 captions", "--text-encoder"]), ("text", ["7 images", "--image-encoder"])]
