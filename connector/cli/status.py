@@ -111,7 +111,7 @@ def _release_row(release: "ReleaseStatus", stored: "StoredRelease | None") -> di
         "physical_name": row.physical_name,
         "store": release.store,
         "pending": release.pending,
-        "faults": list(stored.faults) if stored else [],
+        "faults": [*release.faults, *(stored.faults if stored else ())],
         "not_compared": list(stored.not_compared) if stored else [],
     }
 

@@ -12,7 +12,7 @@ from alignment.modality import MODALITIES, Modality
 from alignment.model.card import AlignmentCard, CardOnDisk
 from alignment.sets.cards import CARD, SetCard
 from connector.provenance.recorder import Provenance
-from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
+from connector.provenance.tables import AlignmentRow, EmbeddingSetRow, ReleaseRow
 from connector.releases.lag import counts_of
 
 if TYPE_CHECKING:
@@ -147,10 +147,28 @@ def held_alignments(provenance: Provenance, directory: Path) -> list[HeldAlignme
         found.append(HeldAlignment(path.name, path, held, fault, fingerprint, row.created_at if row else None, used))
     for row in recorded.values():
         path = provenance.database.located(row.path)
-        fault = f"not at {path}, or another one is there: restore it from a backup, or fit it again"
+        fault = _not_there(path)
         used = _of_alignment(releases, row.id)
         found.append(HeldAlignment(row.name, path, None, fault, row.fingerprint, row.created_at, used))
     return sorted(found, key=lambda held: held.name)
+
+
+def alignment_fault(provenance: Provenance, row: AlignmentRow) -> str:
+    """Say why an alignment that SQL recorded is not on this disk, or cannot be read; empty if it is there."""
+    path = provenance.database.located(row.path)
+    fault = _not_there(path)
+    for place in (path, *(card.parent for card in path.parent.glob(f"[!.]*/{CARD}"))):  # it may have been renamed
+        try:
+            if AlignmentCard.read(place).fingerprint == row.fingerprint:
+                return ""
+        except AlignmentError as error:
+            if place == path and (path / CARD).exists():
+                fault = str(error)
+    return fault
+
+
+def _not_there(path: Path) -> str:
+    return f"not at {path}, or another one is there: restore it from a backup, or fit it again"
 
 
 def _of_alignment(releases: Iterable[ReleaseRow], alignment_id: int | None) -> list[ReleaseRow]:

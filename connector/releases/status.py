@@ -11,6 +11,7 @@ from connector.errors import AccessDeniedError, CollectionNotFoundError, Mismatc
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, ReleaseRow, RunRow
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
+from connector.releases.inventory import alignment_fault
 from connector.releases.lag import Lag, lag_of
 from connector.releases.next_audit import audit_command
 from connector.releases.store_identity import check_owner, lost_collection, no_release
@@ -31,6 +32,8 @@ class ReleaseStatus:
         store: the newest address of its store.
         lag: behind its embedding sets; None of a retired release, which nothing is pushed into.
         pending: what is still to be done about it, with the command; empty where nothing is.
+        faults: why its embedding sets or its alignment are not on this disk, or cannot be read, a sentence each; none
+            of a retired release.
     """
 
     row: ReleaseRow
@@ -39,6 +42,7 @@ class ReleaseStatus:
     store: str
     lag: Lag | None
     pending: str
+    faults: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +85,17 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
     rows = [row for row in ever if row.dropped_at is None]
     alignments = {number: provenance.artifacts.alignment(number) for number in {row.alignment_id for row in rows}}
     encoders = {number: provenance.artifacts.encoders(alignment) for number, alignment in alignments.items()}
-    releases = [
-        ReleaseStatus(
-            row,
-            alignments[row.alignment_id],
-            encoders[row.alignment_id],
-            provenance.stores.address(row.store_id),
-            None if row.state == ReleaseState.RETIRED else lag_of(provenance, row),
-            pending(provenance, row),
+    gone = {number: alignment_fault(provenance, alignment) for number, alignment in alignments.items()}
+    releases = []
+    for row in rows:
+        lag = None if row.state == ReleaseState.RETIRED else lag_of(provenance, row)
+        alignment = alignments[row.alignment_id]
+        fault = gone[row.alignment_id]
+        faults = [] if lag is None else [*lag.unread, *([f"alignment {alignment.name}: {fault}"] if fault else [])]
+        address = provenance.stores.address(row.store_id)
+        releases.append(
+            ReleaseStatus(row, alignment, encoders[row.alignment_id], address, lag, pending(provenance, row), faults)
         )
-        for row in rows
-    ]
     return Status(releases, provenance.runs.newest(runs, collection))
 
 

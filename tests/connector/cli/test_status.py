@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from alignment.model.alignment import Alignment
+from alignment.sets.cards import CARD
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import RunRow
 from connector.settings import Settings
@@ -65,6 +66,27 @@ def test_it_says_which_alignment_is_live_with_its_encoders(two_alignments: Path)
         assert row["encoders"] == {"image": "fake-image:small", "text": "fake-text:small"}
         assert all(word in ended.out for word in (name, fingerprint[:8], *row["encoders"].values()))
         assert (row["points"], row["stored"], row["lag"]) == (2 * N, 2 * N, 0)
+
+
+@pytest.mark.parametrize(("path", "what"), [("sets/pairs", "embedding set"), ("alignments/a", "alignment")])
+def test_what_a_release_was_made_of_is_named_where_it_is_gone_from_disk(home: Path, path: str, what: str) -> None:
+    gone, away = home / path, home / "away"
+    gone.rename(away)
+    (row,) = done("status", "things", "--json", "--home", home).document["releases"]
+    (fault,) = row["faults"]
+    assert fault.startswith(f"{what} {gone.name}: ")
+    assert str(gone) in fault
+    assert f"{row['physical_name']}: {what} {gone.name}" in done("status", "--home", home).out
+    away.rename(gone)
+    assert done("status", "things", "--json", "--home", home).document["releases"][0]["faults"] == []
+    (gone / CARD).write_text("{")
+    (row,) = done("status", "things", "--json", "--home", home).document["releases"]
+    assert "is damaged" in row["faults"][0]
+
+
+def test_an_alignment_that_was_renamed_is_there(home: Path) -> None:
+    (home / "alignments" / "a").rename(home / "alignments" / "renamed")
+    assert done("status", "things", "--json", "--home", home).document["releases"][0]["faults"] == []
 
 
 def test_the_only_alignment_of_a_collection_is_named_once(two_alignments: Path) -> None:
