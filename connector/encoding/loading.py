@@ -57,7 +57,9 @@ def load_encoder(spec: str, device: str = "auto", *, fingerprint: str | None = N
         OutOfResourcesError: there is not enough memory for it.
         DeviceError: there is no such device.
     """
-    return _load(encoder_class(spec), spec, device, fingerprint)
+    found = encoder_class(spec)
+    _check_downloads({spec: found})
+    return _load(found, spec, device, fingerprint)
 
 
 def load_encoders(
@@ -77,6 +79,7 @@ def load_encoders(
         DeviceError: there is no such device.
     """
     classes = encoder_classes(specs)
+    _check_downloads(classes)
     expected = fingerprints or {}
     loaded = {spec: _load(encoder_class, spec, device, expected.get(spec)) for spec, encoder_class in classes.items()}
     return {modality: loaded[spec] for modality, spec in specs.items()}
@@ -163,6 +166,16 @@ def encoder_class(spec: str) -> type[Encoder]:
         encoder_class.check_name(_name_of(spec, encoder_class))
     checked: type[Encoder] = encoder_class
     return checked
+
+
+def _check_downloads(classes: Mapping[str, type[Encoder]]) -> None:
+    """Raise an error if the files of an encoder that is not held, and does not load, surely cannot be had."""
+    with _lock:
+        known = {key[0] for key in (*_loaded, *_pending)}
+    for spec, found in classes.items():
+        if spec not in known:
+            with naming_encoder(spec, CANNOT_BE_LOADED):
+                found.check_download(_name_of(spec, found))
 
 
 def _load(encoder_class: type[Encoder], spec: str, device: str, fingerprint: str | None) -> Encoder:

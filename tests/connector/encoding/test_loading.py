@@ -3,7 +3,9 @@
 import gc
 import importlib
 import logging
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +25,7 @@ from alignment.errors import DeviceError, MissingPackageError
 from alignment.modality import Modality
 from connector.demo.encoders import EfficientNetLiteEncoder
 from connector.encoding import hub, loading
-from connector.encoding.encoders import Encoder
+from connector.encoding.encoders import ELSEWHERE, Encoder
 from connector.encoding.loading import GROUP, load_encoder, load_encoders
 from connector.errors import EncoderError
 from tests.support.errors import raises
@@ -41,6 +43,13 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def _cached(cache: Path, repository: str) -> None:
+    """Put a repository with a file into a cache of the hub."""
+    snapshot = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
 
 
 def plugins(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
@@ -97,7 +106,7 @@ def test_a_model_that_is_not_there_is_an_error_that_names_it(spec: str) -> None:
         load_encoder(spec, "cpu")
     assert spec in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__ is not None or caught.value.code == "hub-unreachable"
 
 
 @pytest.mark.parametrize("spec", ["open_clip:ViT-B-32", "open_clip:ViT-B-32/", "efficientnet-lite:4", "minilm:L12"])
@@ -127,7 +136,11 @@ def test_a_name_that_no_model_has_is_known_before_any_model_is_loaded(
 
 
 @pytest.mark.usefixtures("_offline")
-def test_a_timm_model_without_weights_is_no_encoder() -> None:
+def test_a_timm_model_without_weights_is_no_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    _cached(tmp_path, "some/other")  # it may be the model, so timm is asked
     with raises(EncoderError, "timm:seresnet18"):
         load_encoder("timm:seresnet18", "cpu")
 
@@ -589,6 +602,41 @@ def test_a_hub_that_is_away_is_told_in_seconds_and_in_one_line(
     out, err = capfd.readouterr()
     # The line before a load stands there where a command has run in this process.
     assert (out, set(err.splitlines()) - {f"loading encoder {spec} on cpu"}) == ("", set())
+
+
+@pytest.mark.parametrize("specs", [ON_THE_HUB[:1], ON_THE_HUB[1:2], [ON_THE_HUB[0], ON_THE_HUB[3]]])
+def test_a_hub_that_is_away_is_told_before_torch_is_imported(specs: list[str], tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from connector.encoding.loading import load_encoders\n"
+        "try: load_encoders(dict(zip(('image', 'text'), sys.argv[1:])))\n"
+        "except Exception as error: print(error.code, 'torch' in sys.modules)\n"
+    )
+    if len(specs) > 1:
+        _cached(tmp_path, "sentence-transformers/another")
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_CACHE": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *specs], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "hub-unreachable False\n"
+
+
+@pytest.mark.usefixtures("_imported")
+def test_models_of_timm_whose_weights_are_on_no_hub_are_known() -> None:
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    for name in list_pretrained():
+        if not get_pretrained_cfg(name, allow_unregistered=False).hf_hub_id:
+            assert name.startswith(ELSEWHERE), name
+
+
+def test_an_encoder_that_is_held_is_not_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    plugins(monkeypatch, plugin=f"{HERE}:Plugin")
+    monkeypatch.setattr(Plugin, "check_download", asked.append)
+    held = load_encoders({"image": "plugin:once"}, "cpu")["image"]
+    assert load_encoder("plugin:once", "cpu") is held
+    assert asked == ["once"]
 
 
 @pytest.mark.usefixtures("_imported")
