@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from alignment.plurals import counted
-from connector.prose import prose_lines
+from connector.prose import prose_lines, takes_styles
 from connector.safe_text import for_terminal
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def _bars() -> "Progress":
             return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate()
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    console = Console(stderr=True, color_system="auto" if takes_styles() else None)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
 @contextmanager

@@ -53,6 +53,11 @@ def wrap(words: Iterable[str], width: int) -> list[str]:
     return lines
 
 
+def takes_styles() -> bool:
+    """Whether a terminal may be sent bold and colours: not if it is a dumb one, or NO_COLOR is set."""
+    return os.environ.get("TERM") not in ("dumb", "unknown") and not os.environ.get("NO_COLOR")
+
+
 def terminal_width(stream: TextIO) -> int | None:
     """Return the cells of a line of the terminal that a stream goes to, or of COLUMNS; None: it is no terminal."""
     if not stream.isatty():

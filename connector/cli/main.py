@@ -12,6 +12,7 @@ import click
 
 from connector.cli import streams
 from connector.cli.group import FAILED, INTERRUPTED, cli
+from connector.prose import takes_styles
 
 __all__ = ["cli", "main"]
 
@@ -24,7 +25,7 @@ def main() -> NoReturn:
 
 def _exit_code() -> int:
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False, color=None if takes_styles() else False)
     except SystemExit as stop:
         code = stop.code
     except (click.Abort, KeyboardInterrupt):

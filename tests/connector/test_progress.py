@@ -102,3 +102,20 @@ def test_progress_within_another_says_nothing_unless_it_takes_long(
     assert all(
         line.startswith(beginning) for line, beginning in zip(lines, [*said, "audit: 0 queries in "], strict=True)
     )
+
+
+@pytest.mark.usefixtures("command_line")
+@pytest.mark.parametrize(
+    ("term", "no_color", "styled"), [("xterm", "", True), ("xterm", "1", False), ("dumb", "", False)]
+)
+def test_a_bar_has_styles_where_a_terminal_may_be_sent_them(
+    term: str, no_color: str, styled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    with progress("read", 7, "row") as advance:
+        advance(7)
+    assert "7/7" in stderr.getvalue()
+    assert bool(re.search("\x1b\\[[0-9;]*m", stderr.getvalue())) is styled

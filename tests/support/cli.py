@@ -29,6 +29,7 @@ class Ended:
     code: int
     out: str
     err: str
+    styled: bool = False  # whether it printed escapes, such as bold, which `out` and `err` lack
 
     @property
     def document(self) -> Any:
@@ -63,20 +64,21 @@ class _Terminal(StringIO):
         return True
 
 
-def modalign(*arguments: object, terminal: int | None = None) -> Ended:
+def modalign(*arguments: object, terminal: int | None = None, kind: str = "dumb") -> Ended:
     """Run the command line in this process, with the fake encoders; on a terminal of so many columns, if given."""
     out, err = (StringIO(), StringIO()) if terminal is None else (_Terminal(), _Terminal())
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
         if terminal is not None:
             patched.setenv("COLUMNS", str(terminal))
-            patched.setenv("TERM", "dumb")  # progress bars are then drawn once, at their end
+            patched.setenv("TERM", kind)  # a dumb one's progress bars are drawn once, at their end
         patched.setattr(loading, "entry_points", fake_entry_points)
         patched.setattr(sys, "argv", ["modalign", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
     code = ended.value.code
     assert isinstance(code, int)
-    return Ended(code, click.unstyle(out.getvalue()), click.unstyle(err.getvalue()))
+    printed, said = out.getvalue(), err.getvalue()
+    return Ended(code, click.unstyle(printed), click.unstyle(said), styled="\x1b" in printed + said)
 
 
 def done(*arguments: object) -> Ended:

@@ -83,3 +83,18 @@ def test_json_holds_the_exact_texts(evil: Path) -> None:
 def test_answers_and_errors_show_what_was_given_without_its_escapes(evil: Path, arguments: tuple[str, ...]) -> None:
     ended = modalign(*arguments, *(() if arguments == (EVIL,) else ("--home", evil)))
     assert not OBEYED & set(ended.out + ended.err), repr(ended)
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("sets", "pairs"), ("status", "nothing")])
+@pytest.mark.parametrize(("kind", "no_color"), [("dumb", ""), ("unknown", ""), ("xterm", "1")])
+def test_a_terminal_without_styles_is_sent_none(
+    arguments: tuple[str, ...], kind: str, no_color: str, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    assert not modalign(*arguments, "--home", shared, terminal=80, kind=kind).styled
+
+
+def test_other_terminals_show_titles_in_bold(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert modalign("status", "--home", shared, terminal=80, kind="xterm").styled
+    assert not modalign("status", "--home", shared).styled
