@@ -24,6 +24,7 @@ from connector.safe_text import without_secrets
 from connector.states import RunOutcome
 
 REJECTS_A_COMMIT = 256
+SOURCES_A_QUERY = 500
 WRITING_COMMANDS = ("push", "ingest", "delete", "repair")  # those that write into releases
 OF_ALL_COLLECTIONS = ("repair",)  # unless they name one
 MAX_DETAIL_CHARACTERS = 2000  # of an error or a reject's detail; longer ones are cut
@@ -209,6 +210,13 @@ class Runs:
         self.get(run_id)
         with self._database.session() as session:
             return list(session.scalars(select(RejectRow).where(RejectRow.run_id == run_id).order_by(RejectRow.id)))
+
+    def write_rejects_of(self, sources: Sequence[str]) -> Iterator[RejectRow]:
+        """Yield what all runs refused to write of the rows of these files."""
+        with self._database.session() as session:
+            for start in range(0, len(sources), SOURCES_A_QUERY):
+                of_sources = RejectRow.source.in_(sources[start : start + SOURCES_A_QUERY])
+                yield from session.scalars(select(RejectRow).where(RejectRow.stage == "write", of_sources))
 
     def last_with_rejects(self) -> int | None:
         """Return the number of the newest run that refused an item."""

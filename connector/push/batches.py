@@ -90,7 +90,7 @@ class BatchWriter:
     others: OtherSets | None = None
     rate: PointRate = field(default_factory=PointRate)
     _written: set[str] = field(default_factory=set)
-    _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
+    _refused: set[tuple[str | None, str | None, str]] = field(default_factory=set)
     _waiting: list[_Waiting] = field(default_factory=list)
     _rows_waiting: int = 0
     _unflushed: int = 0
@@ -318,6 +318,11 @@ class BatchWriter:
             self._refused.add(reject)
             source, position = str(self.path / shard), start + row + 1
             self.run.reject(Reject(source, position, "write", *refusal, rows.keys[row], rows.modality))
+
+    def pass_over_recorded(self, shards: Collection[str]) -> None:
+        """Do not record again what earlier runs refused of the rows of these shards."""
+        for row in self.provenance.runs.write_rejects_of([str(self.path / shard) for shard in shards]):
+            self._refused |= {(row.modality, row.key, cause) for cause in (row.reason, row.detail)}
 
     def _commit(self) -> None:
         """Write what waits, flush it, read back what it replaced, then record it in the ledger: in one transaction."""

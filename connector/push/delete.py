@@ -305,7 +305,9 @@ class Deletion:
         complete = [embedding_set for embedding_set in sets if self._is_complete(embedding_set)]
         for set_row in complete:
             embedding_set = EmbeddingSet.open(self._path(set_row))
-            push.open(embedding_set.path, set_row.id).finish(embedding_set, only=outdated[set_row.id])
+            writer = push.open(embedding_set.path, set_row.id)
+            writer.pass_over_recorded(outdated[set_row.id])
+            writer.finish(embedding_set, only=outdated[set_row.id])
         recorded, held = self.provenance.ledger.points(row.id), self.store.count(row.physical_name, consistent=True)
         if held != recorded:  # it was so before
             _log.warning(

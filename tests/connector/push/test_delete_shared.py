@@ -1,6 +1,8 @@
 """A deletion from a set that many collections share names them all, and writes in proportion to what it deletes."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ def releases(world: World) -> list[Release]:
     ]
 
 
-def delete(world: World, key: str) -> tuple[list[DeletionPreview], dict[str, int]]:
+def delete(world: World, key: str, collection: str = "two") -> tuple[list[DeletionPreview], dict[str, int]]:
     said: list[DeletionPreview] = []
 
     def agree(preview: DeletionPreview) -> bool:
@@ -44,12 +46,24 @@ def delete(world: World, key: str) -> tuple[list[DeletionPreview], dict[str, int
         return True
 
     with world.provenance.runs.start("delete", {}) as run:
-        Deletion("two", world.store, world.provenance, run).delete(keys=[key], confirm=agree)
+        Deletion(collection, world.store, world.provenance, run).delete(keys=[key], confirm=agree)
     return said, dict(run.counts)
 
 
 def consistent(world: World) -> bool:
     return all(reconcile(each, world.store, world.provenance, seed=0).consistent for each in releases(world))
+
+
+def test_what_a_push_refused_of_rows_beside_those_deleted_is_not_refused_again(world: World) -> None:
+    image, text = pairs(6, prefix="new-")
+    years = [json.dumps({"year": year}) for year in ("1999", "soon", "2000", "2001", "later", "2002")]
+    unjson = [*years[:-1], "no JSON"]
+    embedded = world.set("years", replace(image, payloads=years), replace(text, payloads=unjson))
+    pushed = world.push(embedded, collection="four", payload_indexes={"year": "integer"})
+    refused = world.reasons(pushed.run)
+    assert [reason for _, _, reason in refused].count("payload-not-integer") == 4
+    _, counts = delete(world, "new-2", "four")
+    assert (counts["points_deleted"], counts.get("rejected", 0)) == (2, 0)
 
 
 def test_every_collection_that_loses_the_items_is_named(world: World) -> None:
