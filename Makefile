@@ -17,6 +17,9 @@ OLDEST := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "modalign n
 demo: $(VENV)/.demo
 	$(BIN)/modalign demo --home demo-home
 
+# Tests start hundreds of processes, each of which would compile modalign again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Files go to as many processes as there are cores, of one thread each: more threads than cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -5,6 +5,7 @@ Benchmarks that are no ratio beside what a user would write, or take many minute
 
 import importlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def rows_of(topics: Sequence[str]) -> list[Row]:
 @click.option("--write", "page", type=click.Path(path_type=Path, exists=True), help="Put the results into this page.")
 @click.option("--profile", "profiled", is_flag=True, help="Say where the time of modalign's side goes, and end.")
 def main(names: tuple[str, ...], as_json: bool, turns: int, page: Path | None, profiled: bool) -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a process that starts would compile modalign each time
     rows = rows_of([name for name in names or TOPICS if name in (*TOPICS, *SLOW_TOPICS)])
     if profiled:
         for row in rows:
