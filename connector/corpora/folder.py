@@ -102,6 +102,10 @@ class Folder(Corpus):
     def total(self) -> int:
         return sum(isinstance(entry, tuple) for entry in self._files())
 
+    def may_have_captions(self) -> bool:
+        """Whether an image has a caption file, or something was refused that may be one."""
+        return any(not isinstance(entry, Path) and (isinstance(entry, Reject) or entry[1]) for entry in self._files())
+
     def _files(self) -> Iterator[Listed]:
         """Yield images with their caption files, depth first in a stable order, one directory in memory at a time.
 

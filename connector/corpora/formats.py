@@ -114,15 +114,20 @@ def open_corpus(
 
 
 def check_holds(corpus: Corpus, encoders: Mapping[Modality, str], *, chosen: bool) -> None:
-    """Look for an item, and in a manifest for a column for each encoder, before these load.
+    """Look for an item, and in a manifest or a folder for what each encoder encodes, before these load.
 
     Args and errors: as of `connector.corpora.columns.Columns.check_encoders`.
-        CorpusError: the corpus is empty.
+        CorpusError: the corpus is empty, or a folder without captions.
     """
     if not any(isinstance(entry, Item | Reject) for entry in corpus):
         raise empty(corpus.path)
     if isinstance(corpus, Table):
         corpus.columns.check_encoders(corpus.path, corpus.names(), encoders, chosen=chosen)
+    elif chosen and "text" in encoders and isinstance(corpus, Folder) and not corpus.may_have_captions():
+        raise CorpusError(
+            f"folder {corpus.path} has no captions for the text encoder {encoders['text']}: expected .txt files beside "
+            "the images, with the same names up to the suffix; add them, or leave --text-encoder out"
+        )
 
 
 def _look_at_first(corpus: Corpus) -> None:

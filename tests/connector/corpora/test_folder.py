@@ -9,7 +9,7 @@ import pytest
 
 from connector.corpora import folder
 from connector.corpora.folder import Folder
-from connector.corpora.formats import open_corpus
+from connector.corpora.formats import check_holds, open_corpus
 from connector.corpora.items import reached
 from connector.corpora.picture_files import image_suffixes
 from connector.errors import CorpusError, SettingsError
@@ -55,6 +55,22 @@ def test_a_folder_is_its_images_with_the_lines_beside_them(tmp_path: Path) -> No
     assert [reached(item) for item in items(opened)] == [1, 2, 2, 2, 3, 3, 3]
     assert rejects(opened) == []
     assert opened.total() == 3
+
+
+def test_a_folder_without_captions_is_refused_where_a_text_encoder_was_chosen(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "sub/b.png", "notes.md")
+    opened = open_corpus(tmp_path)
+    with raises(CorpusError, tmp_path, "some:texts", ".txt", "--text-encoder"):
+        check_holds(opened, {"image": "some:images", "text": "some:texts"}, chosen=True)
+    check_holds(opened, {"image": "some:images"}, chosen=True)
+    check_holds(opened, {"image": "some:images", "text": "some:texts"}, chosen=False)
+    touch(tmp_path, "sub/b.txt")
+    check_holds(opened, {"image": "some:images", "text": "some:texts"}, chosen=True)
+
+
+def test_a_folder_whose_caption_files_are_refused_may_have_captions(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "misnamed.txt")
+    check_holds(open_corpus(tmp_path), {"text": "some:texts"}, chosen=True)
 
 
 @pytest.mark.parametrize("suffix", sorted(image_suffixes()))
