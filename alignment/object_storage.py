@@ -126,6 +126,13 @@ class RemotePath:
         match = _URL.match(url)
         scheme, rest = (match[1].lower(), match[2]) if match else ("", "")
         bucket = rest.partition("/")[0]
+        if scheme in NOT_STORAGE or not bucket.strip("."):
+            shown = "***" if "@" in rest else bucket
+            raise StorageError(
+                f"{scheme}://{shown}: expected a path, or a URL of object storage such as s3://BUCKET/KEY, "
+                "gs://BUCKET/KEY or az://CONTAINER/KEY; download what is elsewhere",
+                code="storage-url",
+            )
         if _VERSION.fullmatch(rest) and not ("@" in bucket or ":" in bucket):
             raise StorageError(
                 f"{scheme}://{rest}: expected the URL of an object without a version, because the newest one is read; "
@@ -137,12 +144,6 @@ class RemotePath:
                 f"{scheme}://***: expected a URL without user, password, port and signature, because SQL, cards and "
                 "logs name it; give credentials by the environment, such as AWS_PROFILE or AWS_ACCESS_KEY_ID, and a "
                 "server of your own by AWS_ENDPOINT_URL",
-                code="storage-url",
-            )
-        if scheme in NOT_STORAGE or not bucket.strip("."):
-            raise StorageError(
-                f"{scheme}://{bucket}: expected a path, or a URL of object storage such as s3://BUCKET/KEY, "
-                "gs://BUCKET/KEY or az://CONTAINER/KEY",
                 code="storage-url",
             )
         file_system(scheme)

@@ -4,7 +4,8 @@ import errno
 
 from connector.errors import OutOfResourcesError
 
-ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN})
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+ERRNOS = FULL_DISK | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 # Libraries raise these as RuntimeError or OSError.
 MESSAGES = ("can't start new thread", "can't allocate memory", "out of memory", "not enough memory")
 
@@ -31,7 +32,20 @@ def is_lack(error: BaseException) -> bool:
 def raise_lack(error: BaseException, what: str) -> None:
     """Raise an `OutOfResourcesError` if `error` is a lack of resources; `what` was being done."""
     if is_lack(error):
-        raise OutOfResourcesError(
-            f"{what}: {type(error).__name__}: {error or 'no memory left'}; expected enough memory, threads, open files "
-            "and disk space: close other programs or raise the limits (ulimit -a), then run again"
-        ) from error
+        raise OutOfResourcesError(f"{what}: {lack_in_words(error)}") from error
+
+
+def lack_in_words(error: BaseException) -> str:
+    """Say what there is not enough of, and what to do.
+
+    >>> lack_in_words(OSError(28, "No space left on device"))
+    'OSError: [Errno 28] No space left on device; free disk space where the home and the output are, then run again'
+    """
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        advice = "free disk space where the home and the output are"
+    else:
+        advice = (
+            "expected enough memory, threads, open files and disk space: close other programs or raise the limits "
+            "(ulimit -a)"
+        )
+    return f"{type(error).__name__}: {error or 'no memory left'}; {advice}, then run again"

@@ -72,7 +72,7 @@ class PathName(click.Path):
             try:
                 return located(value)
             except ModalignError as error:
-                self.fail(str(error), param, ctx)
+                self.fail(f"{error} [{error.code}]", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -88,7 +88,7 @@ class EncoderSpec(click.ParamType[str]):
         try:
             encoder_entry_point(value)
         except EncoderError as error:
-            self.fail(str(error), param, ctx)
+            self.fail(f"{error} [{error.code}]", param, ctx)
         return str(value)
 
 

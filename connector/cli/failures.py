@@ -16,7 +16,7 @@ from connector.errors import (
     SettingsError,
 )
 from connector.progress import say
-from connector.resources import is_lack
+from connector.resources import is_lack, lack_in_words
 from connector.safe_text import without_secrets
 
 # What only the command line can be wrong about.
@@ -44,10 +44,10 @@ def exit_code(error: Exception) -> int | None:
         case ModalignError():
             say(f"modalign: {without_secrets(str(error))} [{error.code}]")
             return USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED
-        case MemoryError() | RuntimeError() if is_lack(error):
-            say(f"modalign: {type(error).__name__}: {error or 'no memory left'} [{OutOfResourcesError.code}]")
+        case MemoryError() | RuntimeError() | OSError() if is_lack(error):
+            say(f"modalign: {lack_in_words(error)} [{OutOfResourcesError.code}]")
             return FAILED
-        case OSError():  # a full disk, a home or a stdout that cannot be written
-            say(f"modalign: {error}")
+        case OSError():  # a home or a stdout that cannot be written
+            say(f"modalign: {error} [os-error]")
             return FAILED
     return None

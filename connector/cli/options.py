@@ -248,7 +248,7 @@ def placement_options(work: str) -> Callable[[F], F]:
         click.option(
             "--workers",
             metavar="MIN:MAX",
-            help="Begin when MIN workers are there, and use no more than MAX.  [default: 1, and as many as there is room for]",
+            help="Begin with the first worker and use no more than MAX; fewer than MIN for ten minutes is an error.  [default: 1, and as many as there is room for]",
         ),
         click.option(
             "--gpus-per-worker",

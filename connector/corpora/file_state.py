@@ -34,11 +34,17 @@ class FileState:
 
     def check(self) -> None:
         """Raise a `CorpusChangedError` if the file at the path is another one now."""
-        if (now := FileState.of(self.path)) != self:
+        if (now := FileState.of(self.path)) == self:
+            return
+        if now.size < 0:
             raise CorpusChangedError(
-                f"{self.path} has changed since the corpus was cut into units: expected {self._in_words}, got "
-                f"{now._in_words}; leave it alone and run again, what is done already stays"
+                f"{self.path} is not there, and was when the corpus was cut into units, with {self._in_words}; put it "
+                "back, or mount it under this path where a worker reads it, and run again: what is done already stays"
             )
+        raise CorpusChangedError(
+            f"{self.path} has changed since the corpus was cut into units: expected {self._in_words}, got "
+            f"{now._in_words}; leave it alone and run again, what is done already stays"
+        )
 
     @property
     def _in_words(self) -> str:

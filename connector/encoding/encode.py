@@ -28,7 +28,7 @@ from connector.encoding.staged_units import StagedUnits
 from connector.encoding.truncation import count_truncated, say_truncated
 from connector.encoding.unit_encoder import BATCH_ITEMS, Content, EncodedItem, Group, Row, UnitEncoder
 from connector.encoding.unit_results import FailedUnit, UnitResults
-from connector.encoding.unit_worker import UnitWorkerFactory
+from connector.encoding.unit_worker import UnitWorkerFactory, files_here
 from connector.errors import CorpusError
 from connector.executors.contract import Executor
 from connector.progress import Advance
@@ -203,7 +203,8 @@ class Encoding:
             return encoder.encode((self._corpus.within(unit) for unit in self._corpus.units()), pipeline)
         cards = {modality: encoder.card for modality, encoder in self._encoders.items()}
         factory = UnitWorkerFactory(
-            *(self._corpus, cards, self._index.known, self._batch_items, self._max_pixels, self._device)
+            *(self._corpus, cards, self._index.known, self._batch_items, self._max_pixels, self._device),
+            files_here(self._corpus),
         )
         return self._results(self._executor, factory)
 

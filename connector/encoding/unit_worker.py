@@ -2,18 +2,34 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
 
 from alignment.modality import Modality
+from alignment.object_storage import is_remote
 from alignment.sets.cards import EncoderCard
-from connector.corpora.items import Corpus, Unit
+from connector.corpora.items import Corpus, Item, Unit
+from connector.corpora.picture_files import is_file
 from connector.encoding.deferred import open_encoders
 from connector.encoding.known_contents import KnownContents
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.unit_encoder import UnitEncoder
 from connector.encoding.unit_rows import to_batches
 from connector.errors import MismatchError
+
+LOOKED_AT = 100  # entries of a corpus, whose images show the folders that a worker has to see
+
+
+def files_here(corpus: Corpus) -> tuple[Path, ...]:
+    """Return files of this machine that the corpus is read from: its own, and an image of each folder of its first."""
+    images: dict[Path, Path] = {}
+    for entry in islice(corpus, LOOKED_AT):
+        if isinstance(entry, Item) and isinstance(entry.content, Path) and is_file(entry.content):
+            images.setdefault(entry.content.parent, entry.content)
+    own = [corpus.path] if is_file(corpus.path) else []  # a folder is there, but empty, where nothing is mounted
+    return tuple(path for path in (*own, *images.values()) if not is_remote(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +43,7 @@ class UnitWorkerFactory:
         batch_items: that an encoder takes at a time.
         max_pixels: of an image to decode.
         device: where the encoders compute.
+        files: that the driver reads the corpus from, and the worker has to see under the same paths.
     """
 
     corpus: Corpus
@@ -35,12 +52,21 @@ class UnitWorkerFactory:
     batch_items: int
     max_pixels: int
     device: str
+    files: tuple[Path, ...] = ()
 
     def __call__(self) -> Callable[[Unit], Iterator[pa.RecordBatch]]:
         """Check what needs no model, and return the worker.
 
         Raises: as `connector.encoding.deferred.open_encoders`.
+            MismatchError: a file of the corpus is not here. Each row would be refused, as if it were gone.
         """
+        for path in self.files:
+            if not is_file(path):
+                raise MismatchError(
+                    f"{path} is not there, where the machine that gives out the work has it: mount the corpus and its "
+                    "images under the same paths on every machine, or put them into object storage",
+                    code="worker-files",
+                )
         encoders = open_encoders(
             {modality: card.spec for modality, card in self.cards.items()},
             self.device,

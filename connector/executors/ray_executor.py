@@ -278,9 +278,9 @@ class _Job(Generic[T, P]):
         if now - self._began > (SAY_SLOW_SECONDS if self._room.fits() >= len(self._hired) else SAY_SECONDS):
             self._said_fewer = True
             _log.warning(
-                "%s of %d have started, each with %s; %s. Others join when there is room",
-                counted(started, "worker"),
-                len(self._hired),
+                "%d of %s started so far, each with %s; %s. Others join when there is room",
+                started,
+                counted(len(self._hired), "worker"),
                 self._room.one_worker,
                 self._room.in_words(),
             )

@@ -131,6 +131,15 @@ def test_what_is_nearly_a_url_is_named_and_no_local_file(url: str) -> None:
         located(url)
 
 
+@pytest.mark.parametrize("url", ["http://me:secret@host:80/a", "https://host/a?key=secret", "ftp://me:sec/ret@host/a"])
+def test_of_what_is_no_storage_credentials_are_not_asked_for(url: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        located(url)
+    assert caught.value.code == "storage-url"
+    assert "secret" not in str(caught.value).replace("sec/ret", "secret")
+    assert "AWS" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["https://host/a", "file:///a", "zip://a", "nothing://a/b", "s3://", "s3:///a"])
 def test_what_is_no_object_storage_is_refused(url: str) -> None:
     with raises(StorageError, url.partition(":")[0], code="storage-url"):

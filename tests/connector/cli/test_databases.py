@@ -59,8 +59,12 @@ class TestDatabases:
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", full)
             assert "No space left on device" in modalign(*arguments).error
-        (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
-        assert (run["outcome"], run["error"].endswith("[Errno 28] No space left on device")) == ("failed", True)
+            encode = modalign("encode", corpus, "--set", "another", *SPECS, "--home", home)
+            assert "No space left on device" in encode.error
+            assert encode.error_code == "out-of-resources"
+        runs = done("status", "-n", 2, "--json", "--home", home).document["runs"]
+        assert [run["outcome"] for run in runs] == ["failed", "failed"]
+        assert all("[Errno 28] No space left on device" in run["error"] for run in runs)
         assert done(*arguments, "--json").document["counts"]["written"] == 2 * N
 
     def test_upgrading_again_changes_nothing(self, home: Path) -> None:

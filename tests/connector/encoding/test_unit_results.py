@@ -1,11 +1,13 @@
 """Units encoded by workers, in any order: the set, the rejects and the counts are those of one process."""
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from typing_extensions import override
 
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
@@ -16,12 +18,12 @@ from connector.encoding.pipeline import Pipeline
 from connector.encoding.staged_units import FOLDER
 from connector.encoding.unit_encoder import UnitEncoder
 from connector.encoding.unit_rows import from_batches, to_batches
-from connector.errors import CorpusError
-from connector.executors.contract import Executor
+from connector.errors import CorpusError, MismatchError
+from connector.executors.contract import Executor, Factory, Outcome, P, T
 from tests.support.cut_corpora import Cut, cut_corpus
 from tests.support.encoding import BATCH, SHARD, RecordingRun, encode_with, files
 from tests.support.errors import raises
-from tests.support.fakes import FakeImageEncoder, FakeTextEncoder
+from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, fake_pairs, write_manifest
 from tests.support.shuffling import Shuffling
 
 pytestmark = pytest.mark.usefixtures("fake_encoders")
@@ -148,3 +150,32 @@ def test_batches_hold_every_kind_of_row(corpus: Cut, tmp_path: Path) -> None:
     with Pipeline() as pipeline:
         groups = list(UnitEncoder(ENCODERS, KnownContents(), BATCH, 1 << 20).encode([corpus], pipeline))
     assert repr(list(from_batches(to_batches(groups)))) == repr([group for group in groups if group])
+
+
+@dataclass
+class Elsewhere(Shuffling):
+    """Workers on a machine that does not see some files of this one."""
+
+    unseen: tuple[Path, ...] = ()
+
+    @override
+    def map(self, factory: Factory[T, P], tasks: Iterable[T]) -> Iterator[Outcome[T, P]]:
+        hidden = {path: path.rename(path.with_name(f"{path.name} of another machine")) for path in self.unseen}
+        try:
+            yield from super().map(factory, tasks)
+        finally:
+            for path, there in hidden.items():
+                there.rename(path)
+
+
+@pytest.mark.parametrize("unseen", ["corpus.jsonl", "images", "more"])
+def test_a_worker_that_lacks_files_is_refused_instead_of_their_rows(unseen: str, tmp_path: Path) -> None:
+    pairs = fake_pairs(tmp_path / "images", 6) + fake_pairs(tmp_path / "more", 6, seed=1)
+    rows = [replace(pair, key=f"{number}") for number, pair in enumerate(pairs)]
+    manifest = write_manifest(tmp_path / "corpus.jsonl", rows)
+    elsewhere = Elsewhere(unseen=(tmp_path / unseen,))
+    with raises(MismatchError, tmp_path / unseen, code="worker-files"):
+        encode_with(manifest, tmp_path / "s", ENCODERS, executor=elsewhere)
+    assert elsewhere.worked == []
+    run = encode_with(manifest, tmp_path / "s", ENCODERS, executor=Shuffling())
+    assert (run.refused, run.counts["encoded"]) == ([], 24)
