@@ -15,7 +15,7 @@ Other corpora: a folder of images with caption files (`folder`), files of benchm
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from connector.corpora.csv_manifest import Csv
 from connector.corpora.flickr_tokens import FlickrTokens
 from connector.corpora.folder import Folder, how_to_read_metadata
 from connector.corpora.img2dataset import Img2Dataset
-from connector.corpora.items import Corpus, Item, empty
+from connector.corpora.items import NOUNS, Corpus, Entry, Item, empty
 from connector.corpora.opening import check_access, listed
 from connector.corpora.parquet_manifest import Parquet
 from connector.corpora.picture_files import is_file, is_folder, is_image_name, is_unsupported_name
@@ -128,12 +128,34 @@ def check_holds(corpus: Corpus, encoders: Mapping[Modality, str], *, chosen: boo
             f"folder {corpus.path} has no captions for the text encoder {encoders['text']}: expected .txt files beside "
             "the images, with the same names up to the suffix; add them, or leave --text-encoder out"
         )
+    else:
+        _look_for_each(corpus, encoders)
+
+
+def _look_for_each(corpus: Corpus, encoders: Mapping[Modality, str]) -> None:
+    """Say which encoders have nothing to encode among the first entries."""
+    missing, read = set(encoders), 0
+    for entry in _first(corpus):
+        read += 1
+        if isinstance(entry, Item | Reject):
+            missing -= {entry.modality} if entry.modality else set(encoders)  # of a refused row it may be unknown
+        if not missing:
+            return
+    for modality in missing:
+        _log.warning(
+            "corpus %s: there is no %s for %s among the first %s",
+            *(printable(str(corpus.path)), NOUNS[modality], encoders[modality], counted(read, "entry")),
+        )
+
+
+def _first(corpus: Corpus) -> Iterator[Entry]:
+    return islice(corpus, PROBED_AFAR if is_remote(corpus.path) else PROBED)
 
 
 def _look_at_first(corpus: Corpus) -> None:
     """Read the first entries, so that what is wrong with headers, folders and paths is known before models load."""
     missing = list[Path]()
-    for entry in islice(corpus, PROBED_AFAR if is_remote(corpus.path) else PROBED):
+    for entry in _first(corpus):
         if isinstance(entry, Item) and entry.modality == "image":
             if not isinstance(entry.content, Path) or is_file(entry.content):
                 return

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from alignment.modality import Modality
 from connector.corpora import samples as archives
-from connector.corpora.formats import open_corpus
+from connector.corpora.formats import check_holds, open_corpus
 from connector.corpora.images import ImageRejectedError, read_image
 from connector.corpora.items import Entry, Item, PassedOver, reached
 from connector.corpora.webdataset import WebDataset, expanded
@@ -371,3 +372,17 @@ class TestImg2Dataset:
     def test_a_folder_without_shards(self, tmp_path: Path) -> None:
         with raises(CorpusError, tmp_path, "00000.tar"):
             list(open_corpus(tmp_path, format="img2dataset"))
+
+
+def test_an_encoder_with_nothing_among_the_first_entries_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoders: dict[Modality, str] = {"image": "some:images", "text": "some:texts"}
+    pictures = open_corpus(write(tmp_path / "pictures.tar", *(sample(f"{n}")[0] for n in range(3))))
+    check_holds(pictures, {"image": "some:images"}, chosen=True)
+    check_holds(open_corpus(write(tmp_path / "both.tar", *sample("a"))), encoders, chosen=True)
+    assert caplog.messages == []
+    check_holds(pictures, encoders, chosen=True)
+    (told,) = caplog.messages
+    assert "some:texts" in told
+    assert " 3 " in told
