@@ -24,7 +24,7 @@ class Job:
         workers: number of them.
         encoded_per_second: items that a worker reads and encodes.
         taken_per_second: items that the driver takes into the set and writes into the collection.
-        indexed_per_second: rows of the set that a driver reads when it begins.
+        passed_per_second: items in the set that a driver, when it begins, has read again and passes over.
         ahead: how many units, beyond the one that the driver is at, may be begun, for each worker.
     """
 
@@ -33,7 +33,7 @@ class Job:
     workers: int
     encoded_per_second: float
     taken_per_second: float
-    indexed_per_second: float = float("inf")
+    passed_per_second: float = float("inf")
     ahead: float = 4
 
 
@@ -137,8 +137,8 @@ class _Simulation:
             heapq.heappush(self.again, unit)
         self.begun.clear()
         self.busy = False
-        index = self.taken * self.job.items / self.job.indexed_per_second
-        self._after(self.failures.driver_start + index, self._begin_driver)
+        passing = self.taken * self.job.items / self.job.passed_per_second
+        self._after(self.failures.driver_start + passing, self._begin_driver)
 
     def _go_on(self) -> None:
         """Give units to workers that wait, and a result to a driver that waits."""

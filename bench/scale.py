@@ -7,7 +7,6 @@ them for rates that you know of yours.
 import json
 import tempfile
 import textwrap
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +20,10 @@ from bench.figure import Figure
 from bench.ingest import encoded
 from bench.job_simulation import Failures, Job, Outcome, simulate
 from bench.push import push_to_server
-from bench.report import WIDTH, machine, write_section
+from bench.report import PROSE_WIDTH, machine, write_section
 from bench.row import LeftOut
 from bench.sizing import GIB, Layout, Rates, size
 from bench.tables import markdown
-from connector.encoding.set_index import SetIndex
 
 # What both sides of a figure are asked.
 ASKED = (
@@ -49,11 +47,9 @@ def measured() -> Rates:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         taken = encoded(directory, MEASURED, 0.0)
+        passed = encoded(directory, MEASURED, 0.0)  # all is in the set
         write_set(directory / "images", MEASURED)
         with SetWriter(directory / "images", corpus="bench", encoders=ENCODERS) as writer:
-            started = time.perf_counter()
-            SetIndex(writer).close()
-            indexed = time.perf_counter() - started
             (_, table), *_ = writer.identities("image")
     own = {"modality": "image", "split": HELD_OUT}
     payloads = [
@@ -62,7 +58,7 @@ def measured() -> Rates:
     return Rates(
         taken_per_second=MEASURED / taken,
         pushed_per_second=MEASURED / push_to_server(MEASURED),
-        indexed_per_second=MEASURED / indexed,
+        passed_per_second=MEASURED / passed,
         payload_bytes=sum(payloads) / len(payloads),
     )
 
@@ -75,7 +71,7 @@ def job(items: int, workers: int, rates: Rates) -> Job:
         workers=workers,
         encoded_per_second=rates.encoded_per_second,
         taken_per_second=rates.driver_per_second,
-        indexed_per_second=rates.indexed_per_second,
+        passed_per_second=rates.passed_per_second,
     )
 
 
@@ -121,14 +117,14 @@ def assumptions(rates: Rates, layout: Layout) -> str:
         f"Measured on {machine()}, with a Qdrant server on the same cores: a driver takes "
         f"{rates.taken_per_second:,.0f} items/s into an embedding set, writes {rates.pushed_per_second:,.0f} points/s "
         f"of 256 dimensions into the server, and does one after the other, {rates.driver_per_second:,.0f} items/s. One "
-        f"that begins again reads {rates.indexed_per_second:,.0f} rows/s of the set. A payload has "
-        f"{rates.payload_bytes:.0f} bytes.",
+        f"that begins again reads and passes over {rates.passed_per_second:,.0f} items/s that the set holds. A payload "
+        f"has {rates.payload_bytes:.0f} bytes.",
         f"Assumed: a worker with a GPU reads and encodes {rates.encoded_per_second:,.0f} items/s. An item is one point "
         f"of {layout.dim} dimensions; pictures with one caption each are two. Embedding sets store float16. Qdrant "
         f"keeps {layout.replicas} replicas, int8 vectors in memory and float32 ones on disk.",
         "Computed: memory by Qdrant's rule, 1.5 times the vectors; a node uses three quarters of its memory.",
     ]
-    return "\n\n".join(textwrap.fill(paragraph, WIDTH) for paragraph in paragraphs)
+    return "\n\n".join(textwrap.fill(paragraph, PROSE_WIDTH, break_on_hyphens=False) for paragraph in paragraphs)
 
 
 def simulation(rates: Rates) -> str:
@@ -176,7 +172,7 @@ def _hours(hours: float) -> str:
 @click.option("--taken", type=float, required=True, help="Items that a driver takes into a set, a second.")
 @click.option("--pushed", type=float, required=True, help="Points that a driver writes into your server, a second.")
 @click.option("--encoded", "per_worker", type=float, required=True, help="Items that a worker encodes, a second.")
-@click.option("--indexed", type=float, default=100_000, show_default=True, help="Rows of a set read a second.")
+@click.option("--passed", type=float, default=8_000, show_default=True, help="Items a second that the set holds.")
 @click.option("--payload", type=float, default=250, show_default=True, help="Bytes of a payload.")
 @click.option("--dim", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--replicas", type=click.IntRange(1), default=2, show_default=True)
@@ -185,7 +181,7 @@ def main(
     taken: float,
     pushed: float,
     per_worker: float,
-    indexed: float,
+    passed: float,
     payload: float,
     dim: int,
     replicas: int,
@@ -194,7 +190,7 @@ def main(
     rates = Rates(
         taken_per_second=taken,
         pushed_per_second=pushed,
-        indexed_per_second=indexed,
+        passed_per_second=passed,
         payload_bytes=payload,
         encoded_per_second=per_worker,
     )

@@ -16,14 +16,14 @@ class Rates:
     Attributes:
         taken_per_second: items that a driver takes into an embedding set.
         pushed_per_second: points that a driver writes into a server.
-        indexed_per_second: rows of a set that a driver reads when it begins.
+        passed_per_second: items in a set that a driver, when it begins, has read again and passes over.
         payload_bytes: of a point, with its key, group and hash, as JSON.
         encoded_per_second: items that a worker with a GPU reads and encodes: assumed.
     """
 
     taken_per_second: float
     pushed_per_second: float
-    indexed_per_second: float
+    passed_per_second: float
     payload_bytes: float
     encoded_per_second: float = 1_000.0
 

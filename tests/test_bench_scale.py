@@ -11,7 +11,7 @@ from bench.sizing import GIB, Layout, Rates, size
 
 JOB = Job(units=240, items=1000, workers=8, encoded_per_second=10.0, taken_per_second=1e9)
 UNIT_SECONDS = JOB.items / JOB.encoded_per_second
-RATES = Rates(taken_per_second=2e4, pushed_per_second=2e4, indexed_per_second=1e5, payload_bytes=300)
+RATES = Rates(taken_per_second=2e4, pushed_per_second=2e4, passed_per_second=1e5, payload_bytes=300)
 
 
 @pytest.mark.parametrize("workers", [1, 7, 8, 500])
@@ -46,7 +46,7 @@ def test_attempts_follow_the_geometric_law_and_lost_work_the_exponential_one(per
 
 def test_a_driver_that_dies_keeps_what_waits_and_loses_what_workers_are_at() -> None:
     failures = Failures(driver_per_hour=2.0, driver_start=60.0)
-    job = replace(JOB, units=4000, indexed_per_second=1e5)
+    job = replace(JOB, units=4000, passed_per_second=1e5)
     outcome = simulate(job, failures, seed=3)
     assert outcome.driver_deaths > 10
     lost = outcome.attempts - job.units

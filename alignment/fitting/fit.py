@@ -200,7 +200,7 @@ def check_folds_for_offset(seen_offset: float | None, groups: int, progress: Pro
         raise FitError(
             f"{small} that the seen offset {seen_offset} is a share of; add data, lower --folds or leave it out"
         )
-    progress(f"{small} between seen and unseen items: no offset")
+    progress(f"{small} between seen and unseen items: no offset; fewer, larger folds may, as with --folds 3")
 
 
 def that_carry_offsets(metrics: Sequence[Metric], seen_offset: float | None, progress: Progress) -> Sequence[Metric]:

@@ -5,7 +5,9 @@ import io
 import click
 
 from alignment.errors import MetricError, ModalignError, TrainingError
+from alignment.object_storage import is_url
 from alignment.packages import missing_package
+from alignment.storages import denied
 from connector.cli.group import FAILED, REQUIREMENT, USAGE
 from connector.errors import (
     FilterError,
@@ -47,6 +49,8 @@ def exit_code(error: Exception) -> int | None:
         case MemoryError() | RuntimeError() | OSError() if is_lack(error):
             say(f"modalign: {lack_in_words(error)} [{OutOfResourcesError.code}]")
             return FAILED
+        case PermissionError() if is_url(error.filename):
+            return exit_code(denied(error.filename, "read or written"))
         case OSError():  # a home or a stdout that cannot be written
             say(f"modalign: {error} [os-error]")
             return FAILED

@@ -80,7 +80,7 @@ def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, 
         collection = given["collection"]
         say(
             f"no ready release of {collection} is newer than what is live: push with another alignment, `modalign push "
-            f"SET --alignment ALIGNMENT --into {collection}`, or name a release that `modalign status {collection}` shows"
+            f"SET --alignment ALIGNMENT --into {collection}`, or name an older ready one of `modalign status {collection}`"
         )
     _print_switched(result, as_json)
 

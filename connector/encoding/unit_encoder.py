@@ -11,6 +11,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from alignment.modality import Modality
@@ -22,7 +23,7 @@ from connector.encoding.known_contents import KnownContents
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import Prepared, duplicate, prepare, read_entry
 from connector.encoding.truncation import is_truncated
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 
 BATCH_ITEMS = 32
 DECODING_THREADS = 4
@@ -57,7 +58,7 @@ class EncodedItem:
     """An item and what became of its content.
 
     Attributes:
-        item: without the bytes of an image.
+        item: without the bytes of an image; of one whose file is missing, with its path.
         payload: of the item, as sorted JSON.
         content: why it was refused, if it was; None: no encoder was given for its modality.
     """
@@ -111,7 +112,7 @@ class UnitEncoder:
         self, window: Sequence[Entry], met: set[tuple[Modality, str]], threads: ThreadPoolExecutor
     ) -> Iterator[Prepared | Reject | None]:
         """Read, hash and prepare the entries of a window: files in threads, and here what takes less than a thread."""
-        again = [_is_met(entry, met) for entry in window]
+        again = [is_met(entry, met) for entry in window]
         files = {
             place: threads.submit(self._read, entry, again[place])
             for place, entry in enumerate(window)
@@ -144,7 +145,7 @@ class UnitEncoder:
                 if not isinstance(entry, Item):
                     others.append(entry)
                 elif content is None:
-                    others.append(_encoded(entry, None))
+                    others.append(encoded_item(entry, None))
                 elif group := batches[entry.modality].take(entry, content, known[entry.modality]):
                     yield group
             if others:
@@ -178,7 +179,7 @@ class _Batch:
 
     def take(self, item: Item, prepared: Prepared | Reject, known: Collection[str]) -> Group:
         """Add an item; return the items that are done now, if any are. The set holds vectors of `known` contents."""
-        self._items.append(_encoded(item, self._content(item, prepared, known)))
+        self._items.append(encoded_item(item, self._content(item, prepared, known)))
         return self.encode() if len(self._inputs) >= self.batch_items or len(self._items) >= HELD_ITEMS else []
 
     def _content(self, item: Item, prepared: Prepared | Reject, known: Collection[str]) -> Content | Reject:
@@ -224,7 +225,7 @@ class _Batch:
         return vector
 
 
-def _is_met(entry: Entry, met: set[tuple[Modality, str]]) -> bool:
+def is_met(entry: Entry, met: set[tuple[Modality, str]]) -> bool:
     """Whether an item's key is one of those `met` in its unit; otherwise it is added."""
     if not isinstance(entry, Item):
         return False
@@ -235,10 +236,13 @@ def _is_met(entry: Entry, met: set[tuple[Modality, str]]) -> bool:
     return False
 
 
-def _encoded(item: Item, content: Content | Reject | None) -> EncodedItem:
+def encoded_item(item: Item, content: Content | Reject | None) -> EncodedItem:
+    """Return an item with what became of its content, as it travels."""
     payload = _to_json(item.payload)
     if not isinstance(item.content, str):
-        item = replace(item, content="")  # the bytes of an image are needed no more
+        is_missing = isinstance(content, Reject) and content.reason == Reason.IMAGE_MISSING
+        # The bytes of an image are needed no more. For a file that is missing others may look.
+        item = replace(item, content=str(item.content) if is_missing and isinstance(item.content, Path) else "")
     return EncodedItem(item, payload, content)
 
 

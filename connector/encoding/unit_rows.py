@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("item_group", pa.string()),
         ("payload", pa.string()),  # JSON
-        ("text", pa.string()),  # of a caption, or of a remark
+        ("text", pa.string()),  # of a caption or a remark, or the path of an image that is missing
         (
             "source",
             pa.string(),
@@ -97,7 +97,7 @@ def _columns(row: Row) -> dict[str, Any]:
         **{name: getattr(item, name) for name in ("modality", "key", "source", "position", "line", "reached")},
         "item_group": item.group,
         "payload": row.payload,
-        "text": item.content if item.modality == "text" else None,
+        "text": item.content or None,
         "keyed_by_content": item.keyed_by_content,
     }
     if isinstance(content, Reject):

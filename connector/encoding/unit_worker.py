@@ -32,6 +32,15 @@ def files_here(corpus: Corpus) -> tuple[Path, ...]:
     return tuple(path for path in (*own, *images.values()) if not is_remote(path))
 
 
+def files_missing(path: Path) -> MismatchError:
+    """Return the error of a file that a worker lacks, and the driver has."""
+    return MismatchError(
+        f"{path} is not there where a worker reads it, and is where the work is given out: mount the corpus and its "
+        "images under the same paths on every machine, or put them into object storage",
+        code="worker-files",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class UnitWorkerFactory:
     """Makes a worker, which yields a unit's rows as batches of `connector.encoding.unit_rows.SCHEMA`.
@@ -62,11 +71,7 @@ class UnitWorkerFactory:
         """
         for path in self.files:
             if not is_file(path):
-                raise MismatchError(
-                    f"{path} is not there, where the machine that gives out the work has it: mount the corpus and its "
-                    "images under the same paths on every machine, or put them into object storage",
-                    code="worker-files",
-                )
+                raise files_missing(path)
         encoders = open_encoders(
             {modality: card.spec for modality, card in self.cards.items()},
             self.device,

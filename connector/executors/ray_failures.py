@@ -48,7 +48,11 @@ def why_dead(error: object) -> str:
 
     >>> why_dead("Died.\\n pid: 7\\nThe actor is dead because its worker process has died. Worker exit type: X")
     'its worker process has died'
+    >>> why_dead("Failed.\\nTraceback (most recent call last):\\n  File\\nOSError: [Errno 28] No space left\\n")
+    'OSError: [Errno 28] No space left'
     """
+    if "Traceback (most recent call last)" in str(error):  # whose cause stands at its end
+        error = str(error).strip().splitlines()[-1]
     text = one_line(error)
     match = _DEATH.search(text)
     return (match[1] if match else text)[:LONGEST_REASON].rstrip(".")

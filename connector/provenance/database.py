@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from alignment.object_storage import as_remote, is_url, located
 from alignment.packages import missing_package
-from connector.errors import NotMigratedError, ProvenanceError, SettingsError
+from connector.errors import NotMigratedError, OutOfResourcesError, ProvenanceError, SettingsError
 from connector.safe_text import redacted, without_secrets
 
 if TYPE_CHECKING:
@@ -332,6 +332,10 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         cause = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
+        if "disk is full" in cause:  # as SQLite says it
+            raise OutOfResourcesError(
+                f"database {redacted(url)}: {cause}; free disk space there, then run again"
+            ) from error
         raise ProvenanceError(
             f"database {redacted(url)}: {without_secrets(cause)}; check that it runs and that "
             "MODALIGN_DATABASE_URL names it"

@@ -40,7 +40,8 @@ def ready_releases(
     for row in chosen:
         if row.state not in (ReleaseState.READY, ReleaseState.LIVE):
             raise CollectionNotFoundError(
-                f"release {row.physical_name} is {row.state}, expected a ready one; push its embedding sets again"
+                f"release {row.physical_name} is {row.state}, expected a ready one; push its embedding sets again "
+                "and audit it"
             )
     return [row for row in chosen if row.state == ReleaseState.READY]
 

@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Sequence
 
 from connector.provenance.recorder import Provenance
-from connector.provenance.tables import ReleaseRow
+from connector.provenance.tables import AuditRow, ReleaseRow
 from connector.releases.choice import newest_ready
-from connector.states import ReleaseState
+from connector.states import AuditVerdict, ReleaseState
 
 FIRST_REQUIREMENT = "recall@10>=0.4"  # as the README has it, where nothing was required yet
 
@@ -21,6 +21,22 @@ def next_audit_command(provenance: Provenance, collection: str, rows: Sequence[R
     """
     to_audit = newest_ready(rows) or [row for row in rows if row.state in (ReleaseState.READY, ReleaseState.LIVE)]
     return audit_command(provenance, to_audit[-1]) if to_audit else f"modalign audit {collection} --pairs SET"
+
+
+def failed_audit(provenance: Provenance, row: ReleaseRow) -> AuditRow | None:
+    """Return the newest audit of a release if it failed, and the release is as it was then."""
+    newest = provenance.audits.newest(row.id)
+    if newest and newest[0].verdict == AuditVerdict.FAILED and newest[0].settings.get("revision") == row.revision:
+        return newest[0]
+    return None
+
+
+def how_to_pass(provenance: Provenance, row: ReleaseRow) -> str:
+    """Say what may let a ready release pass: its audit; after one that failed nothing but a change will."""
+    command = audit_command(provenance, row)
+    if failed_audit(provenance, row):
+        return f"push a better alignment, or require what you can do with: `{command}` requires the same again"
+    return f"audit with `{command}`"
 
 
 def audit_command(provenance: Provenance, row: ReleaseRow) -> str:

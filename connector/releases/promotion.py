@@ -40,7 +40,7 @@ from connector.releases.aliases import alias_fault, alias_name
 from connector.releases.choice import once_live_releases, ready_releases, replaced_releases
 from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
-from connector.releases.next_audit import audit_command
+from connector.releases.next_audit import how_to_pass
 from connector.releases.recorded_settings import differences_in_words
 from connector.releases.release import carries_captions, load_release
 from connector.releases.rights import check_may_manage
@@ -233,7 +233,7 @@ class Lifecycle:
         live = {row.metric: row for row in rows if row.state == ReleaseState.LIVE}
         for row in chosen:
             audit, refusal = newest_audit(self.provenance, self.store, row)
-            refusals = [f"{refusal}; audit with `{audit_command(self.provenance, row)}`"] if refusal else []
+            refusals = [f"{refusal}; {how_to_pass(self.provenance, row)}"] if refusal else []
             beside = live_beside(list(live.values()), row.metric)
             if beside and (broken := broken_filters(self.store, beside, row)):
                 refusals.append(

@@ -13,7 +13,7 @@ from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, 
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.inventory import alignment_fault
 from connector.releases.lag import Lag, lag_of
-from connector.releases.next_audit import audit_command
+from connector.releases.next_audit import audit_command, failed_audit, how_to_pass
 from connector.releases.store_identity import check_owner, lost_collection, no_release
 from connector.states import ReleaseState
 
@@ -185,6 +185,9 @@ def pending(provenance: Provenance, row: ReleaseRow) -> str:
         named = (
             f" --release {row.physical_name}" if any(row.alignment_id < other.alignment_id for other in live) else ""
         )
+        if failed := failed_audit(provenance, row):
+            unmet = ", ".join(failed.settings.get("failed_requirements", []))
+            return f"a shadow that has not met {unmet} in run {failed.run_id}: {how_to_pass(provenance, row)}"
         return f"a shadow: run `{audit_command(provenance, row)}`, then `modalign promote {row.collection}{named}`"
     return ""
 

@@ -1,5 +1,6 @@
 """How commands end."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from connector.cli.failures import exit_code
 from tests.support.cli import COMMANDS, SPECS, done, modalign
 from tests.support.fakes import fake_pairs, write_manifest
 
@@ -191,3 +193,13 @@ main.main()
 def test_a_second_ctrl_c_while_the_first_is_told_changes_nothing() -> None:
     ended = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (130, "")
+
+
+def test_what_a_storage_forbids_has_its_code_and_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    forbidden = PermissionError(errno.EACCES, "the storage does not permit it", "s3://bucket/home/sets")
+    assert exit_code(forbidden) == 1
+    said = capsys.readouterr().err
+    assert "s3://bucket/home/sets" in said
+    assert said.endswith("[storage-denied]\n")
+    assert exit_code(PermissionError(errno.EACCES, "Permission denied", "/home")) == 1
+    assert capsys.readouterr().err.endswith("'/home' [os-error]\n")

@@ -206,6 +206,10 @@ class TestReleases:
         assert self.audit(home, "recall@1>1").code == 3
         refused = modalign("promote", "things", "--home", home)
         assert (refused.code, "has failed: recall@1>1" in refused.err) == (3, True)
+        (shadow,) = [pending for state, pending in self.states(home).values() if state == "ready"]
+        assert "recall@1>1" in shadow
+        for said in (shadow, refused.err):  # the same audit would only fail again
+            assert "better alignment" in said
         assert [audit["collection"] for audit in self.audit(home).document["audits"]] == [new]
         switched = done("promote", "things", "--json", "--home", home).document["switched"]
         (line,) = switched

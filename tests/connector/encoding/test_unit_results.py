@@ -1,6 +1,7 @@
 """Units encoded by workers, in any order: the set, the rejects and the counts are those of one process."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import pytest
 from PIL import Image
 from typing_extensions import override
 
+from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
+from connector.corpora import folder as folder_corpus
+from connector.corpora.formats import open_corpus
 from connector.corpora.items import Entry, Item, PassedOver, Remark
 from connector.encoding.encode import Encoding
 from connector.encoding.known_contents import KnownContents
@@ -21,7 +25,7 @@ from connector.encoding.unit_rows import from_batches, to_batches
 from connector.errors import CorpusError, MismatchError
 from connector.executors.contract import Executor, Factory, Outcome, P, T
 from tests.support.cut_corpora import Cut, cut_corpus
-from tests.support.encoding import BATCH, SHARD, RecordingRun, encode_with, files
+from tests.support.encoding import BATCH, SHARD, RecordingRun, encode_with, files, stored
 from tests.support.errors import raises
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, fake_pairs, write_manifest
 from tests.support.shuffling import Shuffling
@@ -160,12 +164,17 @@ class Elsewhere(Shuffling):
 
     @override
     def map(self, factory: Factory[T, P], tasks: Iterable[T]) -> Iterator[Outcome[T, P]]:
-        hidden = {path: path.rename(path.with_name(f"{path.name} of another machine")) for path in self.unseen}
-        try:
-            yield from super().map(factory, tasks)
-        finally:
-            for path, there in hidden.items():
-                there.rename(path)
+        outcomes = super().map(factory, tasks)
+        while True:
+            hidden = {path: path.rename(path.with_name(f"{path.name} of another machine")) for path in self.unseen}
+            try:
+                outcome = next(outcomes, None)
+            finally:
+                for path, there in hidden.items():
+                    there.rename(path)
+            if outcome is None:
+                return
+            yield outcome
 
 
 @pytest.mark.parametrize("unseen", ["corpus.jsonl", "images", "more"])
@@ -179,3 +188,56 @@ def test_a_worker_that_lacks_files_is_refused_instead_of_their_rows(unseen: str,
     assert elsewhere.worked == []
     run = encode_with(manifest, tmp_path / "s", ENCODERS, executor=Shuffling())
     assert (run.refused, run.counts["encoded"]) == ([], 24)
+
+
+def test_an_image_that_a_worker_missed_and_that_is_here_is_no_reject(tmp_path: Path) -> None:
+    """Behind the entries that are looked at before, and in the folder of others."""
+    pairs = fake_pairs(tmp_path / "images", 120)
+    manifest = write_manifest(tmp_path / "corpus.jsonl", pairs)
+    unseen = pairs[-1].image
+    with raises(MismatchError, unseen, code="worker-files"):
+        encode_with(manifest, tmp_path / "s", ENCODERS, executor=Elsewhere(unseen=(unseen,)))
+    unseen.unlink()
+    run = encode_with(manifest, tmp_path / "s", ENCODERS, executor=Shuffling())
+    assert [(reject.reason, reject.key) for reject in run.refused] == [("image-missing", pairs[-1].key)]
+
+
+def add_a_caption(folder: Path) -> None:
+    with (folder / "5.txt").open("a", encoding="utf-8") as file:
+        file.write("one more\n")
+
+
+def mend(folder: Path) -> None:
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / "6.png")
+    (folder / "7.txt").write_text("mended\n", encoding="utf-8")
+
+
+def name_it_otherwise(folder: Path) -> None:
+    (folder / "5.txt").write_text("another first caption\ncaption 5\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [add_a_caption, mend, name_it_otherwise, lambda folder: None])
+def test_a_result_that_waits_is_taken_if_its_unit_is_as_it_was(
+    change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_corpus, "UNIT_FILES", 5)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(10):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"caption {number}\n", encoding="utf-8")
+    (folder / "6.png").write_bytes(b"no picture")
+    (folder / "7.txt").write_bytes(b"\xff\xfe broken")
+    times = {path: path.stat() for path in [folder, *folder.iterdir()]}
+    corpus = open_corpus(folder)
+    with pytest.raises(KeyboardInterrupt):
+        encode_with(corpus, tmp_path / "s", ENCODERS, executor=Shuffling(seed=1, dies_after=len([*corpus.units()]) - 1))
+    assert [*(tmp_path / "s" / FOLDER).iterdir()]
+    change(folder)
+    for path, stat in times.items():  # as where a copy keeps them
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = encode_with(open_corpus(folder), tmp_path / "s", ENCODERS, executor=Shuffling())
+    expected = encode_with(open_corpus(folder), tmp_path / "plain" / "s", ENCODERS)
+    assert again.refused == expected.refused
+    for modality in MODALITIES:
+        assert stored(tmp_path / "s", modality) == stored(tmp_path / "plain" / "s", modality)
