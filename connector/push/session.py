@@ -279,7 +279,6 @@ class PushSession:
     def _check_index_recall(self) -> None:
         """Warn of requested releases whose index finds less than it should; raise if it is less than was required."""
         refused, required = [], self.min_index_recall
-        remedy = "quantize less, raise --oversampling, keep --rescore or raise --m, in a new collection"
         for release in self.releases:
             if (tuned := release.tuned) is None:
                 if required is not None and self.store.describe(release.name).indexed:
@@ -288,14 +287,16 @@ class PushSession:
             if tuned.reaches(max(INDEX_RECALL, required or 0)):
                 continue
             found = f"release {release.name}: its index finds {tuned.recall:.3f} of the exact first hits"
+            remedy = "raise --m or --ef-construct, in a new collection"
+            if release.row.settings.get("quantization"):
+                remedy = f"quantize less, raise --oversampling, keep --rescore, or {remedy}"
             if required is not None and not tuned.reaches(required):
-                refused.append(found)
+                refused.append(f"{found}; {remedy}")
             else:
                 _log.warning("%s, expected at least %s: %s", found, INDEX_RECALL, remedy)
         if refused:
             raise IndexRecallError(
-                f"{'; '.join(refused)}, expected at least {required}. Nothing goes live; {remedy}, or lower "
-                "--min-index-recall"
+                f"{'; '.join(refused)}. Expected at least {required}: nothing goes live. The bound is --min-index-recall"
             )
 
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:

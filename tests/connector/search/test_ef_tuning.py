@@ -354,6 +354,7 @@ class TestPush:
         (release,) = world.push(embedding_set, metrics=["dot"], **coarse).releases
         assert release.row.state == "live"
         assert f"{row.hnsw_recall:.3f} of the exact first hits" in caplog.text
+        assert "--oversampling" in caplog.text
         layout: dict[str, Any] = {"fresh_layout": True, "indexing_threshold": 1}
         (sound,) = world.push(embedding_set, min_index_recall=0.9, metrics=["cosine"], **layout).releases
         assert sound.row.state == "live"
