@@ -296,7 +296,7 @@ class PushSession:
                 _log.warning("%s, expected at least %s: %s", found, INDEX_RECALL, remedy)
         if refused:
             raise IndexRecallError(
-                f"{'; '.join(refused)}. Expected at least {required}: nothing goes live. The bound is --min-index-recall"
+                f"{'; '.join(refused)}. --min-index-recall expected at least {required}: nothing goes live"
             )
 
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
