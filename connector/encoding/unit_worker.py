@@ -10,6 +10,7 @@ import pyarrow as pa
 from alignment.modality import Modality
 from alignment.object_storage import is_remote
 from alignment.sets.cards import EncoderCard
+from connector.corpora.annotations import PROBED
 from connector.corpora.items import Corpus, Item, Unit
 from connector.corpora.picture_files import is_file
 from connector.encoding.deferred import open_encoders
@@ -19,17 +20,17 @@ from connector.encoding.unit_encoder import UnitEncoder
 from connector.encoding.unit_rows import to_batches
 from connector.errors import MismatchError
 
-LOOKED_AT = 100  # entries of a corpus, whose images show the folders that a worker has to see
-
 
 def files_here(corpus: Corpus) -> tuple[Path, ...]:
     """Return files of this machine that the corpus is read from: its own, and an image of each folder of its first."""
+    if is_remote(corpus.path):
+        return ()
     images: dict[Path, Path] = {}
-    for entry in islice(corpus, LOOKED_AT):
+    for entry in islice(corpus, PROBED):
         if isinstance(entry, Item) and isinstance(entry.content, Path) and is_file(entry.content):
             images.setdefault(entry.content.parent, entry.content)
     own = [corpus.path] if is_file(corpus.path) else []  # a folder is there, but empty, where nothing is mounted
-    return tuple(path for path in (*own, *images.values()) if not is_remote(path))
+    return (*own, *images.values())
 
 
 def files_missing(path: Path) -> MismatchError:

@@ -333,8 +333,9 @@ def _translated(url: str) -> Iterator[None]:
     except SQLAlchemyError as error:
         cause = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
         if "disk is full" in cause:  # as SQLite says it
-            raise OutOfResourcesError(
-                f"database {redacted(url)}: {cause}; free disk space there, then run again"
+            raise ProvenanceError(
+                f"database {redacted(url)}: {cause}; free disk space there, then run again",
+                code=OutOfResourcesError.code,
             ) from error
         raise ProvenanceError(
             f"database {redacted(url)}: {without_secrets(cause)}; check that it runs and that "

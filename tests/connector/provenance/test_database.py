@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from connector.errors import OutOfResourcesError, ProvenanceError, SettingsError
+from connector.errors import ProvenanceError, SettingsError
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import (
@@ -193,7 +193,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     upgrade(url)
     with Provenance.open(url) as provenance:
         session = provenance.database.session()
-        with raises(OutOfResourcesError, tmp_path / "x.db"), session as opened:
+        with raises(ProvenanceError, tmp_path / "x.db", code="out-of-resources"), session as opened:
             opened.execute(text("PRAGMA max_page_count = 1"))  # as few as it has already
             for number in range(1000):
                 opened.execute(text(f"CREATE TABLE t{number} (a)"))
