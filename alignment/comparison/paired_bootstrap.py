@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignment.retrieval.bootstrap import Estimate
+from alignment.retrieval.bootstrap import Estimate, times_drawn
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.ranks import IntArray, Ranks
 from alignment.retrieval.seen_unseen import harmonic_mean
@@ -56,21 +56,26 @@ class Hits:
 
     def recalls(self) -> Floats:
         """Recall@K (3, 3): text to image, image to text and the mean of the two, by `KS`."""
-        return _with_mean(self._by_direction(None))
+        recalls: Floats = _with_mean(self.whole())[0]
+        return recalls
 
     def resampled(self, seed: int, replicates: int = REPLICATES) -> Floats:
         """Recall@K of resampled groups, (replicates, 3, 3); one seed draws the same groups for every method."""
-        rng = np.random.default_rng(seed)
-        return np.stack([_with_mean(self._drawn(rng)) for _ in range(replicates)])
+        return _with_mean(self.drawn(np.random.default_rng(seed), replicates))
 
-    def _drawn(self, rng: np.random.Generator) -> Floats:
-        count = self.asked.shape[1]
-        return self._by_direction(np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64))
+    def whole(self) -> Floats:
+        """Recall@K (1, 2, 3) of both directions, each group once."""
+        return self._by_direction(np.ones((1, self.asked.shape[1])))
 
-    def _by_direction(self, times: Floats | None) -> Floats:
-        """Recall@K (2, 3) with each group so many times (g,); 0 of no queries."""
-        found, asked = (v.sum(axis=-1) if times is None else v @ times for v in (self.found, self.asked))
-        recalls: Floats = found / np.maximum(asked, 1)[:, None]
+    def drawn(self, rng: np.random.Generator, replicates: int) -> Floats:
+        """Recall@K (replicates, 2, 3) of both directions, of groups that `rng` draws."""
+        drawn = times_drawn(self.asked.shape[1], rng, replicates)
+        return np.concatenate([self._by_direction(times.astype(np.float64)) for times in drawn])
+
+    def _by_direction(self, times: Floats) -> Floats:
+        """Recall@K (r, 2, 3) with each group so many times (r, g); 0 of no queries."""
+        found, asked = self.found @ times.T, self.asked @ times.T  # (2, 3, r), (2, r); sums of counts are exact
+        recalls: Floats = np.moveaxis(found / np.maximum(asked, 1)[:, None], -1, 0)
         return recalls
 
 
@@ -83,22 +88,22 @@ class WholeHits:
 
     def recalls(self) -> Floats:
         """Recall@K (3, 3, 3): of seen items, of unseen items and their harmonic mean, each as `Hits.recalls`."""
-        return _with_harmonic(*(hits._by_direction(None) for hits in (self.seen, self.unseen)))
+        recalls: Floats = _with_harmonic(self.seen.whole(), self.unseen.whole())[0]
+        return recalls
 
     def resampled(self, seed: int, replicates: int = REPLICATES) -> Floats:
         """Return the recalls of resampled groups, (replicates, 3, 3, 3)."""
         rng = np.random.default_rng(seed)
-        drawn = ([hits._drawn(rng) for hits in (self.seen, self.unseen)] for _ in range(replicates))
-        return np.stack([_with_harmonic(seen, unseen) for seen, unseen in drawn])
+        return _with_harmonic(self.seen.drawn(rng, replicates), self.unseen.drawn(rng, replicates))
 
 
 def _with_harmonic(seen: Floats, unseen: Floats) -> Floats:
-    """Add the harmonic mean to recalls (2, 3) of both kinds; the mean of directions is that of harmonic means."""
-    return np.stack([_with_mean(recalls) for recalls in (seen, unseen, harmonic_mean(seen, unseen))])
+    """Add the harmonic mean to recalls (r, 2, 3) of both kinds; the mean of directions is that of harmonic means."""
+    return np.stack([_with_mean(recalls) for recalls in (seen, unseen, harmonic_mean(seen, unseen))], axis=1)
 
 
 def _with_mean(by_direction: Floats) -> Floats:
-    return np.concatenate([by_direction, by_direction.mean(axis=0, keepdims=True)])
+    return np.concatenate([by_direction, by_direction.mean(axis=1, keepdims=True)], axis=1)
 
 
 def estimate(value: float, samples: Floats) -> Estimate:

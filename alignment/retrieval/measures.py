@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.errors import MeasureError
-from alignment.retrieval.bootstrap import Estimate
-from alignment.retrieval.ranks import IntArray, Ranks, RelevantRanks
+from alignment.retrieval.bootstrap import Estimate, LowerMedian, Mean, times_drawn
+from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.retrieval.thresholds import holds
 
 Floats = npt.NDArray[np.float64]
@@ -122,7 +122,7 @@ def change(
 
 
 def change_of_two(
-    combine: Callable[..., float],
+    combine: Callable[..., Floats],
     kinds: Sequence[tuple[PerQueryValues, PerQueryValues]],
     *,
     is_rank: bool = False,
@@ -132,7 +132,7 @@ def change_of_two(
     """Compare what `combine` makes of the means of one or two kinds of queries, as `change` does.
 
     Args:
-        combine: of the mean of each kind.
+        combine: of the means of each kind, (r,) each, to (r,).
         kinds: the queries of the earlier and of the later audit, of each kind. Groups of a kind are drawn by
             themselves.
         is_rank: take lower medians instead of means.
@@ -143,19 +143,16 @@ def change_of_two(
         MeasureError: the audits share no query of a kind.
     """
     paired = [_Paired(before, after, is_rank=is_rank) for before, after in kinds]
-    rng, differences = np.random.default_rng(seed), np.empty(replicates)
-    for replicate in range(replicates):
-        drawn = [pair.weighted(rng.integers(pair.groups, size=pair.groups)) for pair in paired]
-        old, new = (combine(*values) for values in zip(*drawn, strict=True))
-        differences[replicate] = _minus(new, old)
+    rng = np.random.default_rng(seed)
+    old, new = (combine(*values) for values in zip(*(p.replicated(rng, replicates) for p in paired), strict=True))
+    differences = _minus(new, old)  # (replicates,)
     low, high = np.quantile(differences, [0.025, 0.975], method="inverted_cdf")
-    all_of_them = [pair.weighted(np.arange(pair.groups)) for pair in paired]
-    old, new = (combine(*values) for values in zip(*all_of_them, strict=True))
+    old, new = (combine(*values) for values in zip(*(p.whole() for p in paired), strict=True))
     shared = sum(pair.queries for pair in paired)
     return Change(
-        old,
-        new,
-        Estimate(_minus(new, old), float(low), float(high)),
+        float(old[0]),
+        float(new[0]),
+        Estimate(float(_minus(new, old)[0]), float(low), float(high)),
         (1 + int((differences >= 0).sum())) / (1 + replicates),
         shared,
         sum(len(before.keys) for before, _ in kinds) - shared,
@@ -188,38 +185,27 @@ class _Paired:
             raise MeasureError("the audits share no query; ask both with the same pairs")
         old, new = before.values[[a for a, _ in pairs]], after.values[[b for _, b in pairs]]  # (n,), (n,)
         codes = np.unique([after.groups[b] for _, b in pairs], return_inverse=True)[1]
-        statistic = _LowerMedian if is_rank else _Mean
-        self._of_old, self._of_new = statistic(old, codes), statistic(new, codes)
+        self._earlier, self._later = (
+            LowerMedian(values, codes) if is_rank else Mean(values[:, None], codes) for values in (old, new)
+        )
         self.queries, self.groups = len(pairs), int(codes.max()) + 1
 
-    def weighted(self, drawn: IntArray) -> tuple[float, float]:
-        """Return the statistic of the earlier and of the later audit, over groups (g,) that were drawn."""
-        times = np.bincount(drawn, minlength=self.groups)  # (g,)
-        return self._of_old.weighted(times), self._of_new.weighted(times)
+    def replicated(self, rng: np.random.Generator, replicates: int) -> tuple[Floats, Floats]:
+        """Return the statistic of the earlier and of the later audit, over the same drawn groups (replicates,) each."""
+        drawn = times_drawn(self.groups, rng, replicates, values=self.queries)
+        parts = [self._weighted(times) for times in drawn]
+        return np.concatenate([old for old, _ in parts]), np.concatenate([new for _, new in parts])
+
+    def whole(self) -> tuple[Floats, Floats]:
+        """Return the statistic of the earlier and of the later audit, over all groups, (1,) each."""
+        return self._weighted(np.ones((1, self.groups), np.int64))
+
+    def _weighted(self, times: IntArray) -> tuple[Floats, Floats]:
+        return self._earlier.weighted(times).reshape(-1), self._later.weighted(times).reshape(-1)
 
 
-def _minus(one: float, other: float) -> float:
+def _minus(one: Floats, other: Floats) -> Floats:
     """Subtract. Two infinities give 0: neither audit finds the item."""
-    return 0.0 if one == other else one - other
-
-
-class _Mean:
-    """The mean of values (n,), with a weight for each group."""
-
-    def __init__(self, values: Floats, codes: IntArray):
-        self._sums, self._sizes = np.bincount(codes, weights=values), np.bincount(codes)
-
-    def weighted(self, times: IntArray) -> float:
-        return float(self._sums @ times / (self._sizes @ times))
-
-
-class _LowerMedian:
-    """The lower median of values (n,), with a weight for each group. Unlike the mean it may be taken of infinities."""
-
-    def __init__(self, values: Ranks, codes: IntArray):
-        order = np.argsort(values, kind="stable")
-        self._ascending, self._codes = values[order], codes[order]
-
-    def weighted(self, times: IntArray) -> float:
-        reached = np.cumsum(times[self._codes])
-        return float(self._ascending[np.searchsorted(reached, reached[-1] / 2)])
+    with np.errstate(invalid="ignore"):
+        difference: Floats = np.where(one == other, 0.0, one - other)
+    return difference

@@ -258,10 +258,10 @@ def test_a_harmonic_mean_of_two_kinds_changes_as_its_parts_do(rng: np.random.Gen
         )
     found = change_of_two(harmonic_mean, [(before, after) for before, after in kinds], seed=3, replicates=50)
     draws, differences = np.random.default_rng(3), []
-    for _ in range(50):
+    of_each = [draws.integers(groups, size=(50, groups)) for _ in kinds]
+    for replicate in zip(*of_each, strict=True):
         means = []
-        for pair in kinds:
-            drawn = draws.integers(groups, size=groups)
+        for pair, drawn in zip(kinds, replicate, strict=True):
             rows = [row for group in drawn for row, name in enumerate(pair[0].groups) if name == f"{group}"]
             means.append([audit.values[rows].mean() for audit in pair])
         (a, b), (c, d) = means
