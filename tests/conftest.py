@@ -89,7 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
     cases: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("live"):
+        left_out = any(map(item.get_closest_marker, ("live", "slow")))
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not left_out:
             cases[item.nodeid.partition("[")[0]].append(item)
     for of_test in cases.values():
         for position in repeats([values_of(item) for item in of_test]):

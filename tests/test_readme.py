@@ -14,6 +14,7 @@ from connector.cli.main import cli
 from connector.demo import emoji as demo
 from connector.encoding.loading import load_encoders
 from connector.settings import Settings
+from tests.support.torch_operators import operators_read_once
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,14 +40,15 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 
 EVERY = 27  # of the emoji: few, and enough held-out ones for every command
+NAMED = "🐶🐺"  # in commands
 
 
 @pytest.fixture(scope="module")
 def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a demo-home of a few emoji, among them the one that pages name, and of the metrics they name."""
     directory = tmp_path_factory.mktemp("readme")
-    few = dict(list(emoji.EMOJI_DATA.items())[::EVERY]) | {"🐶": emoji.EMOJI_DATA["🐶"]}
-    with pytest.MonkeyPatch.context() as patch:
+    few = dict(list(emoji.EMOJI_DATA.items())[::EVERY]) | {name: emoji.EMOJI_DATA[name] for name in NAMED}
+    with pytest.MonkeyPatch.context() as patch, operators_read_once():
         held = load_encoders(demo.ENCODERS)  # a process holds an encoder as long as somebody uses it
         patch.setattr(emoji, "EMOJI_DATA", few)
         patch.setattr(demo, "SERVED", ["cosine", "chi2", "js"])

@@ -37,8 +37,9 @@ def print_audit(found: Audit) -> None:
             show(f"{result.direction}: queries about {SEEN} items are {result.about[SEEN]}.")
     for direction, kind in itertools.product(DIRECTIONS, ("", SEEN)):
         stages = [stage for stage in found.stages if (stage.direction, stage.kind) == (direction, kind)]
-        about = f", queries about {kind} items" if kind else ""
-        print_table(map(_stage_row, stages), f"stages of a search, {direction}, over the whole collection{about}")
+        about = f" about {kind} items" if kind else ""
+        asked = f", {counted(stages[0].queries, 'query')}{about}" if stages else ""
+        print_table(map(_stage_row, stages), f"stages of a search, {direction}, over the whole collection{asked}")
     strata = [m for m in found.measures if "=" in m.part or m.part.endswith(" missing")]
     if strata:
         parts = dict.fromkeys(m.part for m in strata)

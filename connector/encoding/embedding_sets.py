@@ -50,16 +50,17 @@ def encode_corpus(
     max_pixels: int = MAX_PIXELS,
     executor: Executor | None = None,
     device: str = "auto",
+    doing: str = "encode",
 ) -> EmbeddingSet:
     """Encode `corpus` into the embedding set at `path`, and record the set in SQL.
 
-    Args and errors: as of `connector.encoding.encode.encode`.
+    Args and errors: as of `connector.encoding.encode.encode`; `doing` is the word that progress is told with.
     """
     cards = {modality: encoder.card for modality, encoder in encoders.items()}
     lock = set_lock(provenance.database, path, run.id)
     with (
         SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype, lock=lock) as writer,
-        progress(f"encode {path.name}", corpus.total(), "row") as advance,
+        progress(f"{doing} {path.name}", corpus.total(), "row") as advance,
     ):
         encode(
             corpus,
@@ -92,7 +93,7 @@ def import_vectors(request: ImportRequest, path: Path, provenance: Provenance, r
     )
     dims = vectors.dims()
     encoders = {m: ImportedEncoder(name.removeprefix("imported:"), dims[m]) for m, name in request.encoders.items()}
-    embedding_set = encode_corpus(vectors, path, encoders, provenance, run, dtype=request.dtype)
+    embedding_set = encode_corpus(vectors, path, encoders, provenance, run, dtype=request.dtype, doing="import")
     run.counts["imported"] = run.counts.pop("encoded", 0)
     # Rows of the other modality come from an earlier import and are not missing.
     others = sum(count for modality, count in embedding_set.card.counts.items() if modality not in request.encoders)
@@ -114,6 +115,8 @@ def take_vectors(
     Items that the set holds besides them stay.
     """
     computed = {modality: PrecomputedEncoder(card) for modality, card in encoders.items()}
-    embedding_set = encode_corpus(rows, path, computed, provenance, run, dtype=dtype, batch_items=SHARD_ROWS)
+    embedding_set = encode_corpus(
+        rows, path, computed, provenance, run, dtype=dtype, batch_items=SHARD_ROWS, doing="import"
+    )
     run.counts["imported"] = run.counts.pop("encoded", 0)
     return embedding_set

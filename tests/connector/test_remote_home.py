@@ -44,6 +44,7 @@ from tests.support.fakes import fake_entry_points, fake_pairs, fake_rows, write_
 from tests.support.faulty_server import FaultyServer, running
 from tests.support.kills import die_before
 from tests.support.object_storage import Storage
+from tests.support.slow import slow_unless
 from tests.support.world import COLLECTION, alignment, cards, pairs, stored, vectors_of
 
 ENCODERS: Any = {"image": "fake-image:small", "text": "fake-text:small"}
@@ -134,7 +135,10 @@ def killed(where: Where, environment: Mapping[str, str], corpus: Path, module: s
 @pytest.mark.usefixtures("fake_encoders")
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
-    [(WRITER, "write_shard", 0), (WRITER, "write_shard", 3), ("alignment.durable_directory", "write_durably", 1)],
+    slow_unless(
+        lambda case: case[2] == 3,
+        [(WRITER, "write_shard", 0), (WRITER, "write_shard", 3), ("alignment.durable_directory", "write_durably", 1)],
+    ),
     ids=["before the first shard", "between shards", "between weights and card"],
 )
 def test_a_kill_leaves_nothing_half_visible_and_the_same_command_goes_on(

@@ -68,16 +68,13 @@ ALL = [
 SOME = ["cosine", "chi2", "mol", "mlp", "dot+nnn"]
 BANK = 200
 # The client's local mode warns that it has no index.
-KINDS = [
-    "edge",
-    pytest.param(
-        "memory",
-        marks=[
-            pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
-            pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
-        ],
-    ),
+QUIET = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
 ]
+# Both keep the contract of a store, which every run shows.
+STORES = ["edge", pytest.param("memory", marks=QUIET)]
+KINDS = ["edge", pytest.param("memory", marks=[*QUIET, pytest.mark.slow])]
 # A server of the session's own, by either protocol.
 LIVE = [pytest.param(protocol, marks=pytest.mark.live) for protocol in ("REST", "gRPC")]
 # For tests and classes whose fixture `world` gives `request.param` to `opened_world`.

@@ -37,6 +37,7 @@ from connector.releases.points import point_id
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch, RankedHits
 from connector.stores.points import Points
+from tests.support.slow import slow_unless
 from tests.support.world import (
     ALL,
     DIMS,
@@ -62,6 +63,13 @@ from tests.support.world import (
 
 N = 48
 RESCORED = ["chi2", "js", "mol", "mlp"]
+# Metric, queries and gallery: of every kind of metric and of every scope one.
+QUICK = [
+    ("cosine", "all", "held-out"),
+    ("cosine", "held-out", "held-out"),
+    ("mol", "all", "all"),
+    ("chi2", "held-out", "all"),
+]
 
 
 # Over the engine alone: the client's imitation of a server has no index, and its scores differ from call to call.
@@ -123,11 +131,14 @@ def of(found: Audit, direction: str, part: str) -> dict[str, float]:
 class TestEqualsTheReference:
     @pytest.mark.parametrize(
         ("metric", "queries", "gallery"),
-        [
-            *((metric, "all", "held-out") for metric in ALL),
-            *((metric, scope, scope) for metric in ("cosine", "mol") for scope in ("held-out", "all")),
-            ("chi2", "held-out", "all"),
-        ],
+        slow_unless(
+            QUICK.__contains__,
+            [
+                *((metric, "all", "held-out") for metric in ALL),
+                *((metric, scope, scope) for metric in ("cosine", "mol") for scope in ("held-out", "all")),
+                ("chi2", "held-out", "all"),
+            ],
+        ),
     )
     def test_every_measure_to_the_last_digit(self, served: World, metric: str, queries: Any, gallery: Any) -> None:
         release = opened(served, metric)

@@ -26,6 +26,7 @@ from connector.audits.stages import INDEX
 from connector.errors import RequirementError
 from connector.releases.release import open_release
 from tests.support.errors import raises
+from tests.support.slow import slow_unless
 from tests.support.world import COLLECTION, SOME, World, audit, embedded, latent, opened_world, rows
 
 NAMES = [
@@ -383,7 +384,11 @@ class TestAnnounced:
         return found, known
 
     @pytest.mark.parametrize(
-        ("metric", "collection"), [*((metric, COLLECTION) for metric in SOME), ("cosine", "coarse")]
+        ("metric", "collection"),
+        slow_unless(
+            lambda case: case[0] in ("cosine", "chi2"),
+            [*((metric, COLLECTION) for metric in SOME), ("cosine", "coarse")],
+        ),
     )
     def test_of_a_whole_audit_all_is_measured_that_was_announced_and_nothing_else(
         self, world: World, metric: str, collection: str, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,7 @@ from connector.releases.release import Release, open_release
 from connector.stores.edge import EdgeStore
 from connector.stores.points import Hit
 from tests.support.errors import raises
+from tests.support.slow import slow_unless
 from tests.support.world import (
     COLLECTION,
     LATENT,
@@ -179,7 +180,7 @@ class BruteForce:
 
 
 @pytest.mark.parametrize("collection", [COLLECTION, WITH_OFFSETS])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", slow_unless({"cosine", "chi2"}.__contains__, METRICS))
 def test_every_number_of_the_whole_collection_equals_brute_force(served: World, metric: str, collection: str) -> None:
     release = open_release(served.provenance, served.store, collection, metric)
     found = audit(release, served.store, the_set(served), ks=KS)

@@ -41,6 +41,7 @@ from connector.errors import ExactRefusedError, StoreError, StoreUnavailableErro
 from connector.search.candidates import CandidateSearch
 from connector.stores.edge import EdgeStore
 from connector.stores.points import Hit
+from tests.support.slow import slow_unless
 from tests.support.world import (
     ALL,
     LATENT,
@@ -402,7 +403,12 @@ class TestRefused:
             with kind(path / "qdrant") as world.store:
                 yield world, before
 
-    @pytest.mark.parametrize(("metric", "quantization"), [*((metric, None) for metric in SOME), ("cosine", "scalar")])
+    @pytest.mark.parametrize(
+        ("metric", "quantization"),
+        slow_unless(
+            lambda case: case[0] in ("cosine", "mol"), [*((metric, None) for metric in SOME), ("cosine", "scalar")]
+        ),
+    )
     def test_the_audit_goes_on_and_compares_with_the_reference(
         self, tmp_path: Path, metric: str, quantization: str | None
     ) -> None:

@@ -22,6 +22,7 @@ from connector.errors import EncoderError
 from tests.support.compilable import BagOfWords
 from tests.support.errors import raises
 from tests.support.sentence_models import sentence_directory
+from tests.support.slow import slow_unless
 from tests.support.torch_operators import operators_read_once
 
 SUPPORT = "tests.support.compilable"
@@ -101,7 +102,7 @@ class TestCompiled:
 
 
 class TestWhatCannotBeUsed:
-    @pytest.mark.parametrize("name", [CARD, GRAPH, "encoder.weights", TOKENIZER])
+    @pytest.mark.parametrize("name", slow_unless(GRAPH.__eq__, [CARD, GRAPH, "encoder.weights", TOKENIZER]))
     @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "flipped"])
     def test_a_damaged_bundle_is_said_and_the_model_is_loaded(
         self, name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

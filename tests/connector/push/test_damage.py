@@ -31,6 +31,7 @@ from connector.releases.reconcile_releases import reconcile_releases, repair_rel
 from connector.releases.tombstones import open_set
 from connector.requests import ORPHAN_SHARE
 from connector.stores.points import Points
+from tests.support.slow import slow_unless
 from tests.support.sparse_copy import copy_sparse
 from tests.support.world import COLLECTION, Calls, World, embedded, latent, opened_world, pairs, rows
 
@@ -452,7 +453,7 @@ def run(world: World, command: int, name: str, keys: Sequence[str]) -> None:
             delete_items(world, *keys)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 3, range(12)))
 def test_no_live_item_is_lost_whatever_is_killed_and_damaged(
     world: World, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

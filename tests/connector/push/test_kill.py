@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Sequence
+from itertools import cycle
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from tests.support.databases import migrated
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.launcher import POINTS, REMOVAL_POINTS
 from tests.support.runner import Runner
+from tests.support.slow import slow_unless
 from tests.support.sparse_copy import copy_sparse
 from tests.support.world import stored
 
@@ -159,6 +161,8 @@ INGEST_POINTS = [
     ("--before", "ready:1"),
     ("--after", "change:3"),
 ]
+# One around each named point, in turn before and after it.
+QUICK_POINTS = [(when, f"{point}:0") for when, point in zip(cycle(("--before", "--after")), POINTS, strict=False)]
 
 
 class TestEncode:
@@ -178,7 +182,9 @@ class TestEncode:
 
 
 class TestIngest:
-    @pytest.mark.parametrize(("when", "point"), INGEST_POINTS, ids=named(INGEST_POINTS))
+    @pytest.mark.parametrize(
+        ("when", "point"), slow_unless(QUICK_POINTS.__contains__, INGEST_POINTS), ids=named(INGEST_POINTS)
+    )
     def test_killed_at_a_point(
         self, runner: Runner, home: Path, corpus: Path, ingested: dict[str, Any], when: str, point: str
     ) -> None:

@@ -22,6 +22,7 @@ from connector.releases.release import Release, open_release
 from connector.releases.status import pending
 from connector.stores.points import Points
 from tests.support.errors import raises
+from tests.support.slow import slow_unless
 from tests.support.world import COLLECTION, ON_SERVERS, Calls, World, alignment, pairs
 
 FORCED = PromotionOverride("someone@somewhere", "the live one is broken")
@@ -556,7 +557,7 @@ STEPS = [
 AT_EVERY_STEP = pytest.mark.parametrize(
     ("world", "step"),
     [
-        *(("edge", step) for step in STEPS),
+        *slow_unless(lambda case: case[1] in STEPS[1::3], [("edge", step) for step in STEPS]),
         *(pytest.param(kind, step, marks=pytest.mark.live) for kind in ("REST", "gRPC") for step in STEPS[2:4]),
     ],
     indirect=["world"],

@@ -29,6 +29,7 @@ from tests.support.canned_server import CannedServer, result
 from tests.support.cli import done, modalign
 from tests.support.errors import raises
 from tests.support.exports import answered, example, run, spec_of
+from tests.support.slow import slow_unless
 from tests.support.torch_operators import operators_read_once
 from tests.support.world import COLLECTION, DIMS, World, alignment, cards, embedded, latent, opened_world, pairs
 
@@ -63,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield opened
 
 
-@pytest.fixture(scope="module", params=SERVED)
+@pytest.fixture(scope="module", params=slow_unless({"kl-item-query", "mol"}.__contains__, SERVED))
 def exported(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "graphs"
     write(path, ExportSpec("a", alignment(), parse(request.param)))

@@ -19,6 +19,7 @@ from connector.search.export import ExportSpec, write
 from connector.search.retriever import Retriever, SearchResult
 from tests.support.canned_server import CannedServer, result
 from tests.support.exports import answered, example, run, spec_of
+from tests.support.slow import slow_unless
 from tests.support.torch_operators import operators_read_once
 from tests.support.world import COLLECTION, World, alignment, cards, embedded, latent, opened_world, pairs
 
@@ -47,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield opened
 
 
-@pytest.fixture(scope="module", params=SERVED)
+@pytest.fixture(scope="module", params=slow_unless({"hellinger", "chi2"}.__contains__, SERVED))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "graphs"
     write(path, ExportSpec("a", alignment(**OURS), parse(request.param)))

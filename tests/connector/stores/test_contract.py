@@ -12,10 +12,10 @@ from connector.stores.qdrant_connection import Connection
 from tests.support.filter_contract import FilterContract
 from tests.support.qdrant_nodes import Server
 from tests.support.store_contract import OpenStore, StoreContract
-from tests.support.world import KINDS, LIVE
+from tests.support.world import LIVE, STORES
 
 
-@pytest.fixture(scope="module", params=[*KINDS, *LIVE])
+@pytest.fixture(scope="module", params=[*STORES, *LIVE])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
