@@ -12,7 +12,7 @@ from tests.support.browser import BROWSERS, DESK, PAPER, PHONE, browser, find_br
 from tests.support.cli import done, modalign
 from tests.support.page_homes import EVERY_OPTION, HTML, LONG, SECTIONS, damage, make_home, search_hit, write_picture
 
-NAMES = ("passed", "failed", "rescored", "broken", "history", "nothing", "compare", "sheet")
+NAMES = ("passed", "failed", "broken", "history", "nothing", "compare", "sheet")
 COLLECTION = "a-collection-with-a-name-that-is-as-long-as-names-may-well-become-where-teams-and-dates-are-in-them"
 
 
@@ -36,11 +36,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         done("push", "pairs", "--into", COLLECTION, "--alignment", "a", "--metric", metric, *options, "--home", home)
     done(*audit, "--metric", "cosine")
     done(*audit, "--metric", "cosine", *EVERY_OPTION[4:], "--report", paths["passed"], "--require", "recall@10>=0.1")
-    wanted = ["--require", "recall@10>=0.999", "--require", "text-to-image:recall@10 drop<=0.01"]
-    modalign(
-        *audit, "--metric", "cosine", *EVERY_OPTION[4:], *wanted, "--k", "1,5,10,20,25", "--report", paths["failed"]
-    )
-    modalign(*audit, "--metric", "chi2", *EVERY_OPTION[6:], "--report", paths["rescored"])
+    dense = ["--require", "recall@10>=0.999", "--k", "1,5,10,20,25"]
+    modalign(*audit, "--metric", "chi2", *EVERY_OPTION[6:], *dense, "--report", paths["failed"])
     done("audit", COLLECTION, "--history", "--report", paths["history"], "--home", home)
     done("push", "pairs", "--into", "empty", "--alignment", "a", "--home", home)
     done("audit", "empty", "--history", "--report", paths["nothing"], "--home", home)
@@ -71,7 +68,7 @@ def test_it_is_laid_out_whole(
     assert inspection.console == []
     pictures = [url for url in inspection.requests if url.startswith("data:image/jpeg;base64,")]
     assert [url for url in inspection.requests if url not in pictures] == [pages[name].as_uri()]
-    if name in ("passed", "failed", "rescored"):
+    if name in ("passed", "failed"):
         assert inspection.headings == SECTIONS
         assert pictures == [] or len(pictures) > 5
     ground = "rgb(255, 255, 255)" if print_ else {"light": "rgb(251, 251, 250)", "dark": "rgb(20, 23, 26)"}[scheme]
