@@ -1,10 +1,12 @@
 """Bootstrap intervals over groups."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from alignment.retrieval.ranks import IntArray, Ranks
 
@@ -80,49 +82,69 @@ def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicat
     Of an even number of values it is the lower middle one, so that it needs no mean with infinity.
     """
     _, codes = np.unique(groups, return_inverse=True)
-    medians = LowerMedian(values, codes).replicated(np.random.default_rng(seed), replicates)
+    median = LowerMedian(values[:, None], codes)
+    medians = median.replicated(np.random.default_rng(seed), replicates)
     low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
-    return Estimate(float(np.sort(values)[(len(values) - 1) // 2]), float(low), float(high))
+    return Estimate(float(median.whole()[0]), float(low), float(high))
 
 
-class Mean:
-    """The means of the columns of values (n, m), where groups are drawn several times or not at all."""
+class Statistic(ABC):
+    """Something of the columns of values (n, m), where their groups are drawn several times or not at all.
+
+    Attributes:
+        groups: how many groups there are, g.
+        values: how many values are laid out to take the statistic of groups that were drawn.
+    """
+
+    groups: int
+    values: int
+
+    @abstractmethod
+    def weighted(self, times: IntArray) -> Floats:
+        """Return the statistic (r, m) of groups that are drawn so many times (r, g)."""
+
+    def whole(self) -> Floats:
+        """Return the statistic (m,) of every group once."""
+        (whole,) = self.weighted(np.ones((1, self.groups), np.int64))
+        return np.asarray(whole, np.float64)
+
+    def replicated(self, rng: np.random.Generator, replicates: int) -> Floats:
+        """Return the statistic (replicates, m) of groups that `rng` draws so many times."""
+        drawn = times_drawn(self.groups, rng, replicates, values=self.values)
+        return np.concatenate([self.weighted(times) for times in drawn])
+
+
+class Mean(Statistic):
+    """The means of the columns of values (n, m); `codes` (n,) numbers the groups of the values from 0."""
 
     def __init__(self, values: npt.NDArray[np.floating], codes: IntArray):
-        """Add up the values of each group; `codes` (n,) numbers the groups of the values from 0."""
         self._sizes = np.bincount(codes).astype(np.float64)  # (g,)
         self._sums = np.stack([np.bincount(codes, weights=column) for column in values.T], axis=1)  # (g, m)
+        self.groups = self.values = len(self._sizes)
 
+    @override
     def weighted(self, times: IntArray) -> Floats:
-        """Return the means (r, m) over groups that are drawn so many times (r, g)."""
         weights = times.astype(np.float64)
         # Each replicate by itself: its digits are the same whatever is drawn beside it.
         means: Floats = np.matmul(weights[:, None], self._sums)[:, 0] / (weights @ self._sizes)[:, None]
         return means
 
-    def replicated(self, rng: np.random.Generator, replicates: int) -> Floats:
-        """Return the means over groups drawn so many times (replicates, m)."""
-        drawn = times_drawn(len(self._sizes), rng, replicates)
-        return np.concatenate([self.weighted(times) for times in drawn])
 
-
-class LowerMedian:
-    """The lower median of values (n,), infinity included, where groups are drawn several times or not at all."""
+class LowerMedian(Statistic):
+    """The lower medians of the columns of values (n, m), infinity included; `codes` (n,) numbers their groups."""
 
     def __init__(self, values: Ranks, codes: IntArray):
-        """Order the values; `codes` (n,) numbers their groups from 0."""
-        order = np.argsort(values, kind="stable")
-        self._ascending, self._codes = values[order], codes[order]
+        orders = [np.argsort(column, kind="stable") for column in values.T]
+        self._columns = [(column[order], codes[order]) for column, order in zip(values.T, orders, strict=True)]
+        self.groups, self.values = int(codes.max()) + 1, len(codes)
 
+    @override
     def weighted(self, times: IntArray) -> Floats:
-        """Return the medians (r,) over groups that are drawn so many times (r, g)."""
-        reached = np.take(times, self._codes, axis=1).cumsum(axis=1)  # (r, n)
-        return self._ascending[[np.searchsorted(row, row[-1] / 2) for row in reached]]
-
-    def replicated(self, rng: np.random.Generator, replicates: int) -> Floats:
-        """Return the medians over groups drawn so many times (replicates,)."""
-        drawn = times_drawn(int(self._codes.max()) + 1, rng, replicates, values=len(self._codes))
-        return np.concatenate([self.weighted(times) for times in drawn])
+        medians = []
+        for ascending, codes in self._columns:
+            reached = np.take(times, codes, axis=1).cumsum(axis=1)  # (r, n)
+            medians.append(ascending[[np.searchsorted(row, row[-1] / 2) for row in reached]])
+        return np.stack(medians, axis=1)
 
 
 def times_drawn(groups: int, rng: np.random.Generator, replicates: int, *, values: int = 0) -> Iterator[IntArray]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.errors import MeasureError
-from alignment.retrieval.bootstrap import Estimate, LowerMedian, Mean, times_drawn
+from alignment.retrieval.bootstrap import Estimate, LowerMedian, Mean, Statistic
 from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.retrieval.thresholds import holds
 
@@ -142,13 +142,15 @@ def change_of_two(
     Raises:
         MeasureError: the audits share no query of a kind.
     """
-    paired = [_Paired(before, after, is_rank=is_rank) for before, after in kinds]
+    paired = [_paired(before, after, is_rank=is_rank) for before, after in kinds]
     rng = np.random.default_rng(seed)
-    old, new = (combine(*values) for values in zip(*(p.replicated(rng, replicates) for p in paired), strict=True))
+    drawn = [statistic.replicated(rng, replicates).T for statistic, _ in paired]  # (2, replicates) of each kind
+    old, new = (combine(*values) for values in zip(*drawn, strict=True))
     differences = _minus(new, old)  # (replicates,)
     low, high = np.quantile(differences, [0.025, 0.975], method="inverted_cdf")
-    old, new = (combine(*values) for values in zip(*(p.whole() for p in paired), strict=True))
-    shared = sum(pair.queries for pair in paired)
+    whole = [statistic.whole()[:, None] for statistic, _ in paired]
+    old, new = (combine(*values) for values in zip(*whole, strict=True))
+    shared = sum(queries for _, queries in paired)
     return Change(
         float(old[0]),
         float(new[0]),
@@ -175,33 +177,15 @@ def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
     return [place in significant for place in range(count)]
 
 
-class _Paired:
-    """The queries that two audits share, and the groups that a bootstrap draws of them."""
-
-    def __init__(self, before: PerQueryValues, after: PerQueryValues, *, is_rank: bool):
-        places = {key: place for place, key in enumerate(before.keys)}
-        pairs = [(places[key], place) for place, key in enumerate(after.keys) if key in places]
-        if not pairs:
-            raise MeasureError("the audits share no query; ask both with the same pairs")
-        old, new = before.values[[a for a, _ in pairs]], after.values[[b for _, b in pairs]]  # (n,), (n,)
-        codes = np.unique([after.groups[b] for _, b in pairs], return_inverse=True)[1]
-        self._earlier, self._later = (
-            LowerMedian(values, codes) if is_rank else Mean(values[:, None], codes) for values in (old, new)
-        )
-        self.queries, self.groups = len(pairs), int(codes.max()) + 1
-
-    def replicated(self, rng: np.random.Generator, replicates: int) -> tuple[Floats, Floats]:
-        """Return the statistic of the earlier and of the later audit, over the same drawn groups (replicates,) each."""
-        drawn = times_drawn(self.groups, rng, replicates, values=self.queries)
-        parts = [self._weighted(times) for times in drawn]
-        return np.concatenate([old for old, _ in parts]), np.concatenate([new for _, new in parts])
-
-    def whole(self) -> tuple[Floats, Floats]:
-        """Return the statistic of the earlier and of the later audit, over all groups, (1,) each."""
-        return self._weighted(np.ones((1, self.groups), np.int64))
-
-    def _weighted(self, times: IntArray) -> tuple[Floats, Floats]:
-        return self._earlier.weighted(times).reshape(-1), self._later.weighted(times).reshape(-1)
+def _paired(before: PerQueryValues, after: PerQueryValues, *, is_rank: bool) -> tuple[Statistic, int]:
+    """Return the statistic of the earlier and of the later audit over the queries that both have, and their number."""
+    places = {key: place for place, key in enumerate(before.keys)}
+    pairs = [(places[key], place) for place, key in enumerate(after.keys) if key in places]
+    if not pairs:
+        raise MeasureError("the audits share no query; ask both with the same pairs")
+    values = np.stack([before.values[[a for a, _ in pairs]], after.values[[b for _, b in pairs]]], axis=1)  # (n, 2)
+    codes = np.unique([after.groups[b] for _, b in pairs], return_inverse=True)[1]
+    return (LowerMedian if is_rank else Mean)(values, codes), len(pairs)
 
 
 def _minus(one: Floats, other: Floats) -> Floats:
