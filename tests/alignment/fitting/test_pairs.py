@@ -53,6 +53,7 @@ def test_the_pairs_that_are_drawn_do_not_depend_on_the_order_of_the_rows(rng: np
         assert len(found) == 40
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 30), st.integers(1, 50))
 def test_what_is_drawn_of_a_part_is_drawn_of_the_whole_or_comes_after_it(

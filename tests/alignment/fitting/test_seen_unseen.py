@@ -190,6 +190,7 @@ def test_every_metric_gets_its_share_of_its_own_gap(fitted: Alignment) -> None:
         assert isinstance(fitted.metric(Cosine(), modality), SeenOffset)
 
 
+@pytest.mark.slow
 def test_what_was_seen_is_what_was_fitted(fitted: Alignment, tmp_path: Path) -> None:
     made = crowded_set(tmp_path / "s")
     for modality in MODALITIES:

@@ -224,6 +224,7 @@ def test_no_group_is_both_validated_and_trained_on(
 # Batches
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(2, 7), st.integers(1, 4), st.integers(1, 4))
 def test_a_batch_holds_one_image_and_one_text_of_each_of_its_groups(

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from alignment.model.onnx_graph import WEIGHTS, open_graph, save_graph, write_graph
 
 
+@pytest.mark.slow
 def test_a_saved_graph_computes_what_the_module_does_for_any_number_of_rows(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Linear(64, 48).eval()

@@ -67,6 +67,7 @@ RESCORED = ["chi2", "js", "mol", "mlp"]
 QUICK = [
     ("cosine", "all", "held-out"),
     ("cosine", "held-out", "held-out"),
+    ("w1", "all", "held-out"),
     ("mol", "all", "all"),
     ("chi2", "held-out", "all"),
 ]

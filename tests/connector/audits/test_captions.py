@@ -146,6 +146,7 @@ class TestWhatIsMeasured:
         assert kinds[UNCAPTIONED].among["caption"].value == 0
         assert found.share == 1.0
 
+    @pytest.mark.slow
     def test_captions_of_the_fit_ask_by_paraphrases_alone(self, tmp_path: Path) -> None:
         with opened_world("edge", tmp_path) as world:
             world.alignment(seen=parts())
@@ -158,6 +159,7 @@ class TestWhatIsMeasured:
         assert kinds.get(CAPTIONED, 0) + kinds.get(UNCAPTIONED, 0) == held_out
         assert kinds[PARAPHRASED] >= FEWEST_QUERIES
 
+    @pytest.mark.slow
     def test_progress_counts_the_queries(self, served: World) -> None:
         done: list[int] = []
         found = audit(opened(served, "cosine"), served.store, the_set(served), advance=done.append).captions

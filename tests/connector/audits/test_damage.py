@@ -111,6 +111,7 @@ def test_a_healthy_release_is_not_blamed(home: Path) -> None:
         assert "No stage of the search loses more than it may." in found.in_words
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_vectors_shuffled(home: Path) -> None:
     with collection_of(home) as (store, name):
         records = [r for page in store.scroll(name, vector_name="image") for r in page if r.vector is not None]

@@ -388,6 +388,7 @@ class TestStages:
 class TestWithoutQueries:
     """What is not known is said, never guessed, and nothing else fails of it."""
 
+    @pytest.mark.slow
     def test_a_set_whose_every_pair_took_part_in_the_fit_has_no_unseen_items(self, world: World) -> None:
         nobody = HoldOut(0.0, 0)
         fit(world, *pairs(30), hold_out=nobody)

@@ -63,6 +63,7 @@ class TestBadCorpora:
         assert found == reason
         assert key is None or key.startswith(str(row.get("key")))
 
+    @pytest.mark.slow
     def test_ingest_takes_them_the_same_way(self, home: Path, tmp_path: Path) -> None:
         manifest = write_manifest(
             tmp_path / "m.jsonl", fake_pairs(tmp_path, 4, seed=1), {"key": "x", "image": "none.png"}

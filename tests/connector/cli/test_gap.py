@@ -48,6 +48,7 @@ def test_the_document_is_what_the_library_measures(home: Path) -> None:
             assert document["recall"][direction][name]["value"] == pytest.approx(recall, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_table_begins_with_recall_and_ends_with_what_it_means(home: Path) -> None:
     ended = done("gap", "one", "--home", home)
     lines = [line.strip() for line in ended.out.splitlines() if line.strip()]

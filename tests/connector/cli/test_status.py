@@ -53,6 +53,7 @@ def test_a_collection_whose_releases_were_all_dropped_is_known(home: Path) -> No
     assert (document["releases"], [run["command"] for run in document["runs"]]) == ([], ["push"])
 
 
+@pytest.mark.slow
 def test_it_says_which_alignment_is_live_with_its_encoders(two_alignments: Path) -> None:
     ended = done("status", "things", "--home", two_alignments)
     assert ended.out.splitlines()[0] == "things: alignment a is live"

@@ -187,6 +187,7 @@ def test_a_text_is_searched_as_by_its_encoder_once_that_is_compiled(compiled: Pa
         assert compiled_hits == model_hits
 
 
+@pytest.mark.slow
 def test_a_device_that_is_named_encodes(compiled: Path) -> None:
     ended = modalign("search", "things", "lime", "--device", "cuda:99", "--home", compiled)
     assert "cuda:99" in ended.error

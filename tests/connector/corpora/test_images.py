@@ -306,6 +306,7 @@ def test_an_image_that_need_not_be_scaled_down_keeps_its_pixels(monkeypatch: pyt
     assert decode(encoded(Image.new("RGB", (10, 11)))).size == (5, 6)
 
 
+@pytest.mark.slow
 def test_more_pixels_are_decoded_on_request() -> None:
     content = encoded(Image.new("1", (10_500, 16_000), 1), "PNG")
     assert rejected(content) == "image-too-large"

@@ -77,6 +77,7 @@ class TestCompiled:
         compile_text_encoder(tmp_path, encoder.card)
         check_equal(tmp_path, encoder)
 
+    @pytest.mark.slow
     def test_an_encoder_of_other_weights_is_never_taken_for_it(self, bundles: Path) -> None:
         assert open_compiled(bundles, bag("BagOfWords:2").card) is None
         (bundles / ("0" * 64)).mkdir()
@@ -103,7 +104,7 @@ class TestCompiled:
 
 class TestWhatCannotBeUsed:
     @pytest.mark.parametrize("name", slow_unless(GRAPH.__eq__, [CARD, GRAPH, "encoder.weights", TOKENIZER]))
-    @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "flipped"])
+    @pytest.mark.parametrize("damage", slow_unless("empty".__eq__, ["missing", "cut", "empty", "flipped"]))
     def test_a_damaged_bundle_is_said_and_the_model_is_loaded(
         self, name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

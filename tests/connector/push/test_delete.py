@@ -133,7 +133,17 @@ class TestDelete:
     @pytest.mark.parametrize(
         ("deletion", "where", "method", "number"),
         slow_unless(
-            lambda case: case[1:3] in {("writer", "drop"), ("ledger", "remove_tombstones")},
+            lambda case: (
+                case[:3]
+                in {
+                    ("key", "store", "ready"),
+                    ("group", "store", "delete"),
+                    ("filter", "store", "retrieve"),
+                    ("key", "ledger", "add_tombstones"),
+                    ("key", "writer", "drop"),
+                    ("key", "artifacts", "record_set"),
+                }
+            ),
             [
                 ("key", "ledger", "add_tombstones", 1),
                 ("key", "writer", "drop", 1),

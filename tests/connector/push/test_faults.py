@@ -141,6 +141,7 @@ class TestWhatPasses:
         assert [(r.method, r.path) for r in server.requests].count(asked) == 2
         assert store.describe("new").metadata == {"a": 1}
 
+    @pytest.mark.slow
     def test_a_collection_that_another_made_meanwhile_is_not_ours(
         self, server: FaultyServer, store: QdrantStore
     ) -> None:

@@ -256,6 +256,7 @@ def test_a_collection_with_points_is_never_dropped(world: World, monkeypatch: py
     assert (dropped, world.store.count(release.name)) == ([], 16)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:Payload indexes have no effect in the local Qdrant:UserWarning",
     "ignore:Local mode performs exact:UserWarning",

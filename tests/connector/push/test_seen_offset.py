@@ -169,6 +169,7 @@ def test_an_offset_without_any_seen_item_is_said(world: World, caplog: pytest.Lo
     assert not [message for message in caplog.messages if "offset" in message]
 
 
+@pytest.mark.slow
 def test_a_modality_without_items_or_without_an_offset_is_not_warned_of(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -302,6 +302,7 @@ class TestLostDatabase:
 
 
 class TestIndexesOfOthers:
+    @pytest.mark.slow
     def test_an_index_that_somebody_adds_is_known_from_the_next_push_on(
         self, world: World, priced: EmbeddingSet, monkeypatch: pytest.MonkeyPatch
     ) -> None:

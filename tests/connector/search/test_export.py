@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield opened
 
 
-@pytest.fixture(scope="module", params=slow_unless({"kl-item-query", "mol"}.__contains__, SERVED))
+@pytest.fixture(scope="module", params=slow_unless("mol".__eq__, SERVED))
 def exported(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "graphs"
     write(path, ExportSpec("a", alignment(), parse(request.param)))

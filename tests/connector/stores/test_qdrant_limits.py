@@ -159,6 +159,7 @@ def test_an_exact_search_that_is_refused_is_an_error_of_its_own(server: StrictSe
     assert store.search("c", "v", X[:1], 1)[0]
 
 
+@pytest.mark.slow
 def test_many_queries_are_cut_into_requests(server: StrictServer, store: QdrantStore) -> None:
     for exact in (False, True):
         server.requests.clear()

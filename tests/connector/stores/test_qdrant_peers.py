@@ -190,6 +190,7 @@ class TestPeersOfOlderServers:
 
 
 class TestSeveralAddresses:
+    @pytest.mark.slow
     def test_a_dead_one_is_passed_over(self, start: Start) -> None:
         living = start()
         telling(living, cluster=DISABLED, **collections(["c"], {}))
