@@ -142,6 +142,7 @@ class TestDelete:
                     ("key", "ledger", "add_tombstones"),
                     ("key", "writer", "drop"),
                     ("key", "artifacts", "record_set"),
+                    ("key", "ledger", "remove_tombstones"),
                 }
             ),
             [

@@ -108,7 +108,7 @@ class TestPrune:
     @pytest.mark.parametrize(
         ("where", "method", "number"),
         slow_unless(
-            lambda case: case in (("writer", "drop", 1), ("ledger", "write", 0)),
+            lambda case: case in (("writer", "drop", 1), ("store", "flush", 0), ("ledger", "write", 0)),
             [
                 ("ledger", "add_tombstones", 0),
                 ("ledger", "add_tombstones", 1),
