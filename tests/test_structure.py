@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CLASS = re.compile(r"^class ([A-Za-z]\w*)", flags=re.MULTILINE)
+CLASS = re.compile(r"^ *class ([A-Za-z]\w*)[(:]", flags=re.MULTILINE)
 IMPORT_OF_A_TEST = re.compile(
-    r"^ *(?:from|import) (?:\S*\.)?test_.*|^ *from \S+ import .*\btest_.*", flags=re.MULTILINE
+    r"^ *import .*\btest_\w+|^ *from \S*\btest_\w+|^ *from \S+ import (?:\([^)]*|.*)\btest_\w+", flags=re.MULTILINE
 )
 
 
@@ -28,7 +28,12 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
 
 
 def test_no_test_module_imports_another_one() -> None:
-    assert IMPORT_OF_A_TEST.search("from tests.connector.test_home import N")
-    assert IMPORT_OF_A_TEST.search("    from tests.connector import test_home")
+    module = "tests.connector.test_home"
+    for line in (
+        f"from {module} import N",
+        "    from tests.connector import (\n    a,\n    test_home,\n)",
+        f"import re, {module}",
+    ):
+        assert IMPORT_OF_A_TEST.search(line), line
     imports = {path: IMPORT_OF_A_TEST.findall(text) for path, text in modules("tests")}
     assert {path: found for path, found in imports.items() if found} == {}

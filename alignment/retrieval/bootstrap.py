@@ -11,7 +11,7 @@ from typing_extensions import override
 from alignment.retrieval.ranks import IntArray, Ranks
 
 Floats = npt.NDArray[np.float64]
-DRAWS_AT_ONCE = 1 << 14  # that a call of numpy lays out: the call itself costs as much as hundreds
+VALUES_AT_ONCE = 1 << 14  # that a call of numpy lays out: the call itself costs as much as hundreds
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,11 @@ def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicat
 
 
 class Statistic(ABC):
-    """Something of the columns of values (n, m), where their groups are drawn several times or not at all.
+    """A statistic of each column of values (n, m), whose groups may be drawn several times or not at all.
 
     Attributes:
         groups: how many groups there are, g.
-        values: how many values are laid out to take the statistic of groups that were drawn.
+        values: how many values are laid out for each replicate.
     """
 
     groups: int
@@ -156,7 +156,7 @@ def times_drawn(groups: int, rng: np.random.Generator, replicates: int, *, value
         replicates: how many times groups are drawn.
         values: how many values the caller lays out for each replicate, if more than groups.
     """
-    at_once = max(1, DRAWS_AT_ONCE // max(groups, values))
+    at_once = max(1, VALUES_AT_ONCE // max(groups, values))
     for start in range(0, replicates, at_once):
         rows = min(at_once, replicates - start)
         drawn = rng.integers(groups, size=(rows, groups))
